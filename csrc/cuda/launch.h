@@ -1,0 +1,19 @@
+// Launchers of the CUDA kernels, callable from plain C++: no torch and no CUDA header. Each returns a cudaError_t.
+#pragma once
+
+#include <cstdint>
+
+struct CUstream_st;
+
+namespace sinmdm::cuda {
+
+// "13.0" for the CUDA runtime that was linked in; `buffer` holds at least 16 characters.
+void runtime_version(char* buffer);
+
+const char* error_text(int error);
+
+// out (rows, elements) contiguous float32; step, sample (rows) int64; all on the current device.
+int launch_philox_normal(uint64_t seed, const int64_t* step, const int64_t* sample, int64_t rows, int64_t elements,
+                         float* out, CUstream_st* stream);
+
+}  // namespace sinmdm::cuda

@@ -1,0 +1,26 @@
+"""Local attention with a learnable relative position bias, and the fused steps of Gaussian diffusion.
+
+Needs torch alone (Triton and the native extension are optional). Every op is a plain function with a PyTorch
+reference; `backends()` says which faster implementations this machine has.
+"""
+
+if __name__ == "kernels":
+    raise ImportError("import this package as 'sinmdm.kernels' (the checkout's folder is on sys.path)")
+
+from ._dispatch import backends
+from .denoise_step import denoise_step
+from .philox import philox_normal
+from .q_sample import q_sample
+from .qna_attention import qna_attention
+from .schedule import Schedule
+from .window_attention import window_attention
+
+__all__ = [
+    "Schedule",
+    "backends",
+    "denoise_step",
+    "philox_normal",
+    "q_sample",
+    "qna_attention",
+    "window_attention",
+]

@@ -1,0 +1,97 @@
+"""Which implementation takes a call: the registry of backends and the one place that chooses between them."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import _native
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")  # fastest first: the order in which a default is looked for
+ENVIRONMENT_VARIABLE = "SINMDM_BACKEND"
+
+
+class BackendError(RuntimeError):
+    """The backend that was asked for cannot take this call; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One backend's body of one op. `dtypes` are the names of the dtypes it takes, for the op's main input."""
+
+    body: Callable[..., Any]
+    dtypes: tuple[str, ...]
+
+
+_IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {}
+
+
+def register(op: str, backend: str, body: Callable[..., Any], dtypes: tuple[str, ...]) -> None:
+    """Make `body` the implementation of `op` on `backend`."""
+    _IMPLEMENTATIONS.setdefault(op, {})[backend] = Implementation(body, dtypes)
+
+
+def body(op: str, backend: str) -> Callable[..., Any]:
+    """The function that computes `op` on `backend`."""
+    return _IMPLEMENTATIONS[op][backend].body
+
+
+def machine_lacks(backend: str) -> str | None:
+    """Why this machine cannot run `backend`, or None where it can."""
+    if backend == "cpu":
+        return None if _native.load() else f"the native extension is not available ({_native.why_not()})"
+    if backend == "triton" and not any("triton" in table for table in _IMPLEMENTATIONS.values()):
+        return "no op of this version has a Triton kernel"
+    if backend in ("cuda", "triton") and not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if backend == "cuda" and not (_native.load() and _native.has_cuda()):
+        return "the native extension was built without its CUDA half (set SINMDM_FORCE_CUDA=1 and reinstall)"
+    return None
+
+
+def _declines(op: str, backend: str, device_type: str, dtype: str) -> str | None:
+    """Why `backend` cannot take this call of `op`, or None where it can."""
+    implementation = _IMPLEMENTATIONS[op].get(backend)
+    if implementation is None:
+        have = ", ".join(name for name in BACKENDS if name in _IMPLEMENTATIONS[op])
+        return f"{op} has no such implementation (it has: {have})"
+    if dtype not in implementation.dtypes:
+        return f"it takes {', '.join(implementation.dtypes)}, not {dtype}"
+    device = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}.get(backend, device_type)
+    if device_type != device:
+        return f"the tensors are on {device_type}, it takes {device}"
+    return machine_lacks(backend)
+
+
+@torch.compiler.assume_constant_result
+def _choose(op: str, requested: str | None, device_type: str, dtype: str) -> str:
+    requested = requested or os.environ.get(ENVIRONMENT_VARIABLE) or None
+    if requested is None:
+        return next(name for name in BACKENDS if _declines(op, name, device_type, dtype) is None)
+    if requested not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(sorted(BACKENDS))}, got {requested!r}")
+    reason = _declines(op, requested, device_type, dtype)
+    if reason is not None:
+        raise BackendError(f"backend {requested!r} cannot take this call of {op}: {reason}")
+    return requested
+
+
+def choose(op: str, requested: str | None, tensor: torch.Tensor) -> str:
+    """Name of the backend that takes a call of `op` on `tensor`.
+
+    `requested`, or else the environment variable SINMDM_BACKEND, forces one. Raises ValueError for a name that is no
+    backend and BackendError for one that cannot take the call: there is no silent fallback.
+    """
+    return _choose(op, requested, tensor.device.type, str(tensor.dtype).removeprefix("torch."))
+
+
+def backends() -> dict[str, str]:
+    """Backend name -> "available", or why this machine does not have it."""
+    return {name: machine_lacks(name) or "available" for name in sorted(BACKENDS)}
+
+
+def implementations() -> dict[str, tuple[str, ...]]:
+    """Op name -> the backends it has an implementation for, fastest first."""
+    return {op: tuple(name for name in BACKENDS if name in table) for op, table in sorted(_IMPLEMENTATIONS.items())}

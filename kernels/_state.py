@@ -1,0 +1,75 @@
+"""What q_sample and denoise_step share: checks of a diffusion state, its timesteps and its noise."""
+
+import torch
+from torch import Tensor
+
+from ._checks import STATE_DTYPES, check_device, check_dtype, check_shape, signed_seed, words
+from .schedule import Schedule
+
+
+def check_state(name: str, x: Tensor) -> None:
+    """Raise unless `x` is a (B, frames, channels) state."""
+    if x.dim() != 3:
+        raise ValueError(f"{name} must have shape (batch, frames, channels), got {tuple(x.shape)}")
+    check_dtype(name, x, STATE_DTYPES)
+
+
+def check_like(name: str, tensor: Tensor, x: Tensor) -> None:
+    """Raise unless `tensor` has the state's shape, dtype and device."""
+    check_shape(name, tensor, tuple(x.shape), "(batch, frames, channels)")
+    check_dtype(name, tensor, (x.dtype,))
+    check_device(name, tensor, "the state", x)
+
+
+def check_noise_source(seed: int | None, noise: Tensor | None, x: Tensor) -> None:
+    """Raise unless exactly one source of noise is given, and given noise fits."""
+    if (seed is None) == (noise is None):
+        raise ValueError("give either seed or noise, " + ("not both" if noise is not None else "got neither"))
+    if noise is not None:
+        check_like("noise", noise, x)
+
+
+def check_out(out: Tensor | None, x: Tensor) -> None:
+    """Raise unless `out` can hold the new state."""
+    if out is not None:
+        check_like("out", out, x)
+
+
+def check_no_gradient_into_out(result: Tensor) -> None:
+    """Raise where a result that carries a gradient would be written into a given tensor."""
+    if result.requires_grad:
+        raise ValueError("out cannot be given where a gradient is needed: leave it out, or call under torch.no_grad()")
+
+
+def timesteps(name: str, t: int | Tensor, schedule: Schedule, x: Tensor, *, least: int) -> Tensor:
+    """Timesteps as int64: (1,) on the CPU for an int, (B,) on x's device for a tensor.
+
+    Values are checked where that needs no wait for a device: an int, or a tensor on the CPU.
+    """
+    last = len(schedule) - 1
+    if not isinstance(t, Tensor):
+        if isinstance(t, bool) or not isinstance(t, int) or not least <= t <= last:
+            raise ValueError(f"{name} must be from {least} to {last}, got {t!r}")
+        return torch.tensor([t])
+    check_shape(name, t, (x.shape[0],), "(batch,)")
+    check_dtype(name, t, (torch.int32, torch.int64))
+    if t.device.type == "cpu" and not torch.compiler.is_compiling() and len(t):
+        low, high = int(t.min()), int(t.max())
+        if low < least or high > last:
+            raise ValueError(f"{name} must be from {least} to {last}, got values from {low} to {high}")
+    return t.to(device=x.device, dtype=torch.int64)
+
+
+def per_row(coefficients: Tensor, x: Tensor) -> Tensor:
+    """(B, n) coefficients in the state's dtype on its device, from one row or B."""
+    return coefficients.to(device=x.device, dtype=x.dtype).expand(x.shape[0], -1).contiguous()
+
+
+def draw_words(seed: int | None, step: int | Tensor, sample: int | Tensor, x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """(seed, step (B,), sample (B,)) as an op's schema carries them."""
+    rows = x.shape[0]
+    return (
+        signed_seed(seed or 0),
+        words("step", step, rows, x.device),
+        words("sample", sample, rows, x.device, count_up=True),
+    )

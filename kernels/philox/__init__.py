@@ -1,0 +1,101 @@
+"""philox_normal: the standard normals that every backend draws, as a tensor."""
+
+import torch
+from torch import Tensor
+
+from .. import _dispatch
+from .._checks import signed_seed, words
+from .._library import LIBRARY, native
+from . import reference
+
+LIBRARY.define(
+    "philox_normal(SymInt[] shape, int seed, Tensor step, Tensor sample, Device device, str backend) -> Tensor"
+)
+LIBRARY.define("philox_normal_native(int seed, Tensor step, Tensor sample, Tensor(a!) out) -> ()")
+
+
+def _reference(shape: list[int], seed: int, step: Tensor, sample: Tensor, device: torch.device) -> Tensor:
+    return reference.philox_normal(*shape, seed, step, sample, device)
+
+
+def _native(shape: list[int], seed: int, step: Tensor, sample: Tensor, device: torch.device) -> Tensor:
+    out = torch.empty(shape, dtype=torch.float32, device=device)
+    native("philox_normal_native")(seed, step, sample, out)
+    return out
+
+
+_dispatch.register("philox_normal", "reference", _reference, ("float32",))
+_dispatch.register("philox_normal", "cpu", _native, ("float32",))
+_dispatch.register("philox_normal", "cuda", _native, ("float32",))
+
+
+def _body(shape: list[int], seed: int, step: Tensor, sample: Tensor, device: torch.device, backend: str) -> Tensor:
+    return _dispatch.body("philox_normal", backend)(shape, seed, step, sample, device)
+
+
+LIBRARY.impl("philox_normal", _body, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sinmdm::philox_normal", lib=LIBRARY)
+def _fake(shape: list[int], seed: int, step: Tensor, sample: Tensor, device: torch.device, backend: str) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=device)
+
+
+def philox_normal(
+    shape: tuple[int, int],
+    *,
+    seed: int,
+    step: int = 0,
+    sample: int | Tensor = 0,
+    device: torch.device | str | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Standard normals as the diffusion kernels draw them.
+
+    Philox4x32-10 (Salmon et al. 2011) under the key `seed`: element frame * channels + channel takes normal
+    (element mod 4) of the counter (element div 4 in two words, step, sample). So the same numbers come out on every
+    backend (integers bit for bit, normals within 2e-6), whatever else is in the batch, and a longer sequence starts
+    with the same noise as a shorter one.
+
+    Args:
+        shape: (frames, channels), each >= 0.
+        seed: 0 .. 2^64 - 1.
+        step: 32-bit word naming the draw, such as the timestep.
+        sample: 32-bit word naming the sample, or a (B,) integer tensor for B of them at once.
+        device: where the result lies; default the CPU (or out's device).
+        out: a contiguous float32 tensor of the result's shape to fill and return.
+        backend: force one of sinmdm.kernels.backends().
+
+    Returns:
+        float32, (frames, channels), or (B, frames, channels) where `sample` is a tensor.
+
+    Raises:
+        ValueError: a seed, step, sample, shape or out that is not as above.
+        BackendError: the forced backend cannot take the call.
+    """
+    if len(shape) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape):
+        raise ValueError(f"shape must be (frames, channels), each an int >= 0, got {tuple(shape)!r}")
+    rows = sample.shape[0] if isinstance(sample, Tensor) and sample.dim() == 1 else 1
+    device = torch.device(device or (out.device if out is not None else "cpu"))
+    step_words = words("step", step, rows, device)
+    sample_words = words("sample", sample, rows, device)
+    probe = torch.empty(0, device=device)
+    normals = torch.ops.sinmdm.philox_normal(
+        [rows, *shape],
+        signed_seed(seed),
+        step_words,
+        sample_words,
+        device,
+        _dispatch.choose("philox_normal", backend, probe),
+    )
+    if not isinstance(sample, Tensor):
+        normals = normals[0]
+    if out is None:
+        return normals
+    if out.shape != normals.shape or out.dtype != torch.float32 or out.device != normals.device:
+        raise ValueError(
+            f"out must be float32 {tuple(normals.shape)} on {normals.device}, "
+            f"got {out.dtype} {tuple(out.shape)} on {out.device}"
+        )
+    return out.copy_(normals)

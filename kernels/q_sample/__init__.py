@@ -1,0 +1,127 @@
+"""q_sample: noise a clean state to a timestep."""
+
+import torch
+from torch import Tensor
+
+from .. import _dispatch
+from .._checks import STATE_DTYPES, names
+from .._library import LIBRARY, native
+from .._state import (
+    check_no_gradient_into_out,
+    check_noise_source,
+    check_out,
+    check_state,
+    draw_words,
+    per_row,
+    timesteps,
+)
+from ..schedule import Schedule
+from . import reference
+
+LIBRARY.define(
+    "q_sample(Tensor x0, Tensor coefficients, Tensor? noise, int seed, Tensor step, Tensor sample, bool return_noise,"
+    " str backend) -> (Tensor x_t, Tensor noise)"
+)
+LIBRARY.define(
+    "q_sample_native(Tensor x0, Tensor coefficients, Tensor? noise, int seed, Tensor step, Tensor sample,"
+    " Tensor(a!) out, Tensor(b!)? noise_out) -> ()"
+)
+
+
+def _reference(x0, coefficients, noise, seed, step, sample, return_noise):  # type: ignore[no-untyped-def]
+    x_t, drawn = reference.q_sample(x0, coefficients, noise, seed, step, sample)
+    return x_t, drawn.clone() if return_noise and drawn is noise else drawn if return_noise else x0.new_empty(0)
+
+
+def _native(x0, coefficients, noise, seed, step, sample, return_noise):  # type: ignore[no-untyped-def]
+    out = torch.empty(x0.shape, dtype=x0.dtype, device=x0.device)
+    noise_out = torch.empty_like(out) if return_noise else None
+    native("q_sample_native")(x0, coefficients, noise, seed, step, sample, out, noise_out)
+    return out, x0.new_empty(0) if noise_out is None else noise_out
+
+
+_dispatch.register("q_sample", "reference", _reference, names(STATE_DTYPES))
+_dispatch.register("q_sample", "cpu", _native, ("float32",))
+
+
+def _body(*arguments):  # type: ignore[no-untyped-def]
+    *rest, backend = arguments
+    return _dispatch.body("q_sample", backend)(*rest)
+
+
+LIBRARY.impl("q_sample", _body, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sinmdm::q_sample", lib=LIBRARY)
+def _fake(x0, coefficients, noise, seed, step, sample, return_noise, backend):  # type: ignore[no-untyped-def]
+    return x0.new_empty(x0.shape), x0.new_empty(x0.shape) if return_noise else x0.new_empty(0)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(inputs[1])
+    ctx.given_noise, ctx.returned_noise = inputs[2] is not None, inputs[6]
+
+
+def _backward(ctx, grad_x_t, grad_noise):  # type: ignore[no-untyped-def]
+    (coefficients,) = ctx.saved_tensors
+    signal, sigma = coefficients[:, :, None, None].unbind(1)
+    to_noise = None
+    if ctx.given_noise:
+        to_noise = sigma * grad_x_t + grad_noise if ctx.returned_noise else sigma * grad_x_t
+    return signal * grad_x_t, None, to_noise, None, None, None, None, None
+
+
+torch.library.register_autograd("sinmdm::q_sample", _backward, setup_context=_setup_context, lib=LIBRARY)
+
+
+def q_sample(
+    x0: Tensor,
+    t: int | Tensor,
+    schedule: Schedule,
+    *,
+    seed: int | None = None,
+    step: int | Tensor = 0,
+    sample: int | Tensor = 0,
+    noise: Tensor | None = None,
+    return_noise: bool = False,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise, in one pass with the noise drawn inside.
+
+    Ho et al. 2020, eq. 4. The noise is `philox_normal`'s: row b draws from (seed, step, sample + b).
+    Differentiable in x0 and in a given noise.
+
+    Args:
+        x0: (B, frames, channels) float32 or float64, any strides.
+        t: timestep 0 .. len(schedule) - 1, one int or (B,) integers.
+        schedule: the noise schedule.
+        seed: 0 .. 2^64 - 1; this or `noise` must be given.
+        step: 32-bit word naming the draw, or (B,) of them; a training loop passes its own step.
+        sample: 32-bit word of the first row, later rows counting up, or (B,) words.
+        noise: standard normals of x0's shape to use instead of drawing.
+        return_noise: also return the noise, in x0's dtype.
+        out: tensor like x0 to write into; may be x0 itself.
+        backend: force one of sinmdm.kernels.backends().
+
+    Returns:
+        x_t like x0, and with return_noise the noise.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as above, by name. BackendError: the forced backend cannot take
+        the call.
+    """
+    check_state("x0", x0)
+    check_noise_source(seed, noise, x0)
+    t = timesteps("t", t, schedule, x0, least=0)
+    coefficients = per_row(schedule.forward_coefficients(t), x0)
+    seed_word, step_words, sample_words = draw_words(seed, step, sample, x0)
+    check_out(out, x0)
+    x_t, drawn = torch.ops.sinmdm.q_sample(
+        x0, coefficients, noise, seed_word, step_words, sample_words, return_noise,
+        _dispatch.choose("q_sample", backend, x0),
+    )  # fmt: skip
+    if out is not None:
+        check_no_gradient_into_out(x_t)
+        x_t = out.copy_(x_t)
+    return (x_t, drawn) if return_noise else x_t

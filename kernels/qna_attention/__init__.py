@@ -1,0 +1,131 @@
+"""qna_attention: local attention whose query is learned and shared by all frames."""
+
+import torch
+from torch import Tensor
+
+from .. import _dispatch
+from .._autocast import autocast
+from .._checks import (
+    FLOAT_DTYPES,
+    check_boundary,
+    check_device,
+    check_dtype,
+    check_lengths,
+    check_shape,
+    names,
+    window_pair,
+)
+from .._library import LIBRARY, no_second_derivative
+from . import reference
+
+BOUNDARIES = ("clip", "circular")
+_OPTIONS = "int left, int right, int stride, str boundary"
+LIBRARY.define(
+    f"qna_attention(Tensor scores, Tensor values, Tensor rel_bias, Tensor? lengths, {_OPTIONS}, str backend) -> Tensor"
+)
+LIBRARY.define(
+    "qna_attention_backward(Tensor grad_out, Tensor scores, Tensor values, Tensor rel_bias, Tensor? lengths,"
+    f" {_OPTIONS}, str backend) -> (Tensor, Tensor, Tensor)"
+)
+
+_dispatch.register("qna_attention", "reference", reference.qna_attention, names(FLOAT_DTYPES))
+_dispatch.register("qna_attention_backward", "reference", reference.qna_attention_backward, names(FLOAT_DTYPES))
+
+
+def _forward(*arguments):  # type: ignore[no-untyped-def]
+    *rest, backend = arguments
+    return _dispatch.body("qna_attention", backend)(*rest)
+
+
+def _backward(*arguments):  # type: ignore[no-untyped-def]
+    *rest, backend = arguments
+    return _dispatch.body("qna_attention_backward", backend)(*rest)
+
+
+LIBRARY.impl("qna_attention", _forward, "CompositeExplicitAutograd")
+LIBRARY.impl("qna_attention_backward", _backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("sinmdm::qna_attention", lib=LIBRARY)
+def _forward_fake(scores, values, rel_bias, lengths, left, right, stride, *_):  # type: ignore[no-untyped-def]
+    batch, frames, heads, head_dim = values.shape
+    return values.new_empty(batch, (frames + stride - 1) // stride, heads, head_dim)
+
+
+@torch.library.register_fake("sinmdm::qna_attention_backward", lib=LIBRARY)
+def _backward_fake(grad_out, scores, values, rel_bias, *_):  # type: ignore[no-untyped-def]
+    return scores.new_empty(scores.shape), values.new_empty(values.shape), rel_bias.new_empty(rel_bias.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, ctx.left, ctx.right, ctx.stride, ctx.boundary, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd_backward(ctx, grad_out):  # type: ignore[no-untyped-def]
+    grads = torch.ops.sinmdm.qna_attention_backward(
+        grad_out, *ctx.saved_tensors, ctx.left, ctx.right, ctx.stride, ctx.boundary, ctx.backend
+    )
+    return *grads, *[None] * 6
+
+
+torch.library.register_autograd("sinmdm::qna_attention", _autograd_backward, setup_context=_setup_context, lib=LIBRARY)
+no_second_derivative("qna_attention")
+
+
+def qna_attention(
+    scores: Tensor,
+    values: Tensor,
+    rel_bias: Tensor,
+    *,
+    window: int | tuple[int, int],
+    stride: int = 1,
+    boundary: str = "clip",
+    lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Learned-query local attention: out_i = sum_j softmax_j(scores_j + rel_bias[h, j - i + left]) values_j.
+
+    The sum runs over the keys j with -left <= j - i <= right. The window's maximum is subtracted, so that no score
+    overflows. Differentiable once in scores, values and rel_bias; deterministic. Half types are accumulated in
+    float32. Source: Arar et al. 2022 (QnA), section 3; Raab et al. 2024 (SinMDM), section 4.
+
+    Args:
+        scores: (B, T, H), float16, bfloat16, float32 or float64: a frame's key times the learned query.
+        values: (B, T, H, D), scores' dtype; 1 <= D <= 256, T >= 1.
+        rel_bias: (H, K), K = left + right + 1; float32 or values' dtype.
+        window: (left, right), or one int for both; an even K is allowed.
+        stride: output t sits at frame stride * t.
+        boundary: "clip" (keys outside the sequence do not exist) or "circular" (frames wrap round, modulo lengths[b]).
+        lengths: (B,) int, the real frames of right-padded sequences; outputs at padded frames are 0.
+        backend: force one of sinmdm.kernels.backends().
+
+    Returns:
+        (B, ceil(T / stride), H, D) in values' dtype.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as above, by name. BackendError: the forced backend cannot take
+        the call. RuntimeError: a second derivative is asked for.
+    """
+    scores, values = autocast(scores, values)
+    if values.dim() != 4:
+        raise ValueError(f"values must have shape (batch, frames, heads, head_dim), got {tuple(values.shape)}")
+    frames, heads, head_dim = values.shape[1:]
+    if frames < 1 or heads < 1 or not 1 <= head_dim <= 256:
+        raise ValueError(f"values needs a frame, a head and a head_dim from 1 to 256, got {tuple(values.shape)}")
+    check_dtype("values", values, FLOAT_DTYPES)
+    check_dtype("scores", scores, (values.dtype,))
+    check_device("scores", scores, "values", values)
+    check_shape("scores", scores, tuple(values.shape[:3]), "(batch, frames, heads)")
+    left, right = window_pair(window)
+    check_boundary(boundary, BOUNDARIES)
+    if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+        raise ValueError(f"stride must be an int >= 1, got {stride!r}")
+    check_lengths(lengths, values, frames)
+    check_shape("rel_bias", rel_bias, (heads, left + right + 1), "(heads, left + right + 1)")
+    check_dtype(
+        "rel_bias", rel_bias, (values.dtype,) if values.dtype == torch.float32 else (values.dtype, torch.float32)
+    )
+    check_device("rel_bias", rel_bias, "values", values)
+    backend = _dispatch.choose("qna_attention", backend, values)
+    return torch.ops.sinmdm.qna_attention(scores, values, rel_bias, lengths, left, right, stride, boundary, backend)
