@@ -7,7 +7,7 @@ reference; `backends()` says which faster implementations this machine has.
 if __name__ == "kernels":
     raise ImportError("import this package as 'sinmdm.kernels' (the checkout's folder is on sys.path)")
 
-from ._dispatch import backends
+from ._dispatch import BackendError, backends
 from .denoise_step import denoise_step
 from .philox import philox_normal
 from .q_sample import q_sample
@@ -16,6 +16,7 @@ from .schedule import Schedule
 from .window_attention import window_attention
 
 __all__ = [
+    "BackendError",
     "Schedule",
     "backends",
     "denoise_step",

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The float tensors in autocast's dtype where autocast is on for their device; float64 is left alone, as in torch."""
+    """The float tensors in autocast's dtype where it is on for their device; float64 is left alone, as in torch."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors

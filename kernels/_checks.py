@@ -1,7 +1,10 @@
 """Argument checks that several ops share. Each raises an error naming the argument, what it was and what is allowed."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 STATE_DTYPES = (torch.float32, torch.float64)
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -30,6 +33,16 @@ def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> N
         raise ValueError(f"{name} must be on {other_name}'s device {other.device}, got {tensor.device}")
 
 
+def values_known(tensor: Tensor) -> bool:
+    """Whether a check may look at the tensor's values: it holds some, and no other device must be waited for."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.numel() > 0
+        and not torch.compiler.is_compiling()
+        and not isinstance(tensor, FakeTensor)
+    )
+
+
 def check_boundary(boundary: str, allowed: tuple[str, ...]) -> None:
     """Raise ValueError for a boundary rule that does not exist."""
     if boundary not in allowed:
@@ -38,8 +51,8 @@ def check_boundary(boundary: str, allowed: tuple[str, ...]) -> None:
 
 def window_pair(window: int | tuple[int, int]) -> tuple[int, int]:
     """(left, right) of a window given as a pair or as one number for both sides."""
-    pair = (window, window) if isinstance(window, int) else tuple(window)
-    if len(pair) != 2 or not all(isinstance(side, int) and side >= 0 for side in pair):
+    pair = tuple(window) if isinstance(window, Sequence) else (window, window)
+    if len(pair) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 0 for side in pair):
         raise ValueError(f"window must be an int >= 0 or a pair (left, right) of them, got {window!r}")
     return pair
 
@@ -55,7 +68,7 @@ def check_lengths(lengths: Tensor | None, like: Tensor, frames: int, least: int 
     check_shape("lengths", lengths, (like.shape[0],), "(batch,)")
     check_dtype("lengths", lengths, (torch.int32, torch.int64))
     check_device("lengths", lengths, "the input", like)
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and len(lengths):
+    if values_known(lengths):
         low, high = int(lengths.min()), int(lengths.max())
         if low < least or high > frames:
             raise ValueError(f"lengths must be from {least} to {frames}, got values from {low} to {high}")
@@ -69,11 +82,14 @@ def signed_seed(seed: int) -> int:
 
 
 def words(name: str, value: int | Tensor, rows: int, device: torch.device, *, count_up: bool = False) -> Tensor:
-    """(rows,) int64 tensor of 32-bit counter words: of one int (all equal, or counting up from it) or of a tensor."""
+    """(rows,) int64 tensor of 32-bit counter words: of one int (all equal, or counting up from it) or of a tensor.
+
+    A tensor's values are taken modulo 2^32, so that an int32 holds every word.
+    """
     if isinstance(value, Tensor):
         check_shape(name, value, (rows,), "(batch,)")
         check_dtype(name, value, (torch.int32, torch.int64))
-        return value.to(device=device, dtype=torch.int64)
+        return value.to(device=device, dtype=torch.int64) & 0xFFFFFFFF
     last = value + rows - 1 if count_up and rows else value
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= last < 2**32:
         raise ValueError(f"{name} must stay within 0 and 2**32 - 1, got {value!r} for {rows} rows")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ._checks import STATE_DTYPES, check_device, check_dtype, check_shape, signed_seed, words
+from ._checks import STATE_DTYPES, check_device, check_dtype, check_shape, signed_seed, values_known, words
 from .schedule import Schedule
 
 
@@ -53,7 +53,7 @@ def timesteps(name: str, t: int | Tensor, schedule: Schedule, x: Tensor, *, leas
         return torch.tensor([t])
     check_shape(name, t, (x.shape[0],), "(batch,)")
     check_dtype(name, t, (torch.int32, torch.int64))
-    if t.device.type == "cpu" and not torch.compiler.is_compiling() and len(t):
+    if values_known(t):
         low, high = int(t.min()), int(t.max())
         if low < least or high > last:
             raise ValueError(f"{name} must be from {least} to {last}, got values from {low} to {high}")

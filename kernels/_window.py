@@ -72,13 +72,12 @@ class Window:
             return x
         slots = torch.arange(self.frames + self.left + self.right, device=self.device)
         frames = (slots - self.left) % self._lengths().clamp(min=1)
-        return (
-            torch.stack([row[index] for row, index in zip(x, frames.expand(len(x), -1), strict=True)]) if len(x) else x
-        )
+        row = torch.arange(len(x), device=self.device)[:, None]
+        return x[row, frames.expand(len(x), -1)]
 
     def from_slots(self, gradient: Tensor) -> Tensor:
         """The transpose of `to_slots`: each frame adds up its slots, in the order of the slots."""
-        if self.boundary != "circular" or not len(gradient):
+        if self.boundary != "circular":
             return gradient
         lengths = [int(n) for n in self._lengths().expand(len(gradient), 1)]
         total = gradient.new_zeros(len(gradient), self.frames, *gradient.shape[2:])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import _dispatch
-from .._checks import FLOAT_DTYPES, STATE_DTYPES, check_device, check_dtype, check_shape, names
+from .._checks import FLOAT_DTYPES, STATE_DTYPES, check_device, check_dtype, check_shape, names, values_known
 from .._library import LIBRARY, native
 from .._state import (
     check_like,
@@ -178,7 +178,7 @@ def denoise_step(
     coefficients = schedule.step_coefficients(
         t_rows, previous_rows, prediction=prediction, variance=variance, eta=eta, t_last=last_rows
     )
-    if isinstance(t, int) and not bool(coefficients.isfinite().all()):
+    if values_known(coefficients) and not bool(coefficients.isfinite().all()):
         raise ValueError(f"the schedule leaves no signal at t = {t} (alpha_bar 0), which {prediction!r} divides by")
     seed_word, step_words, sample_words = draw_words(seed, t, sample, x_t)
     draw = not noiseless and noise is None and not _ends(t_prev, t)
@@ -210,7 +210,7 @@ def _expanded_mask(mask: Tensor, x_t: Tensor) -> Tensor:
         expanded = mask.expand(x_t.shape)
     except RuntimeError as error:
         raise ValueError(f"mask must broadcast to {tuple(x_t.shape)}, got {tuple(mask.shape)}") from error
-    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and mask.numel():
+    if values_known(mask):
         low, high = float(mask.min()), float(mask.max())
         if not (low >= 0 and high <= 1):
             raise ValueError(f"mask must lie in [0, 1], got values from {low} to {high}")
@@ -235,7 +235,7 @@ def _steps(
         raise ValueError("t_last is the timestep of previous_x0, which is not given")
     device = rows.device if previous.device.type == "cpu" else previous.device
     rows, previous = rows.to(device), previous.to(device)
-    if device.type == "cpu" and not torch.compiler.is_compiling():
+    if values_known(rows) and values_known(previous):
         if not bool((previous < rows).all()):
             raise ValueError(f"t_prev must be below t, got {t_prev!r} for t = {t!r}")
         if last is not None and not bool(((last > rows) & (last < len(schedule))).all()):

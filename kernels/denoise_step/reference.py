@@ -30,7 +30,7 @@ def denoise_step(
     if previous_x0 is not None:
         result = result + of_previous * previous_x0
     if draw:
-        noise = philox_normal(*x_t.shape, seed, step, sample, x_t.device).to(x_t.dtype)
+        noise = philox_normal(x_t.shape, seed, step, sample, x_t.device).to(x_t.dtype)
     if noise is not None:
         result = result + of_noise * noise
     return result

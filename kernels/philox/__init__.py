@@ -15,7 +15,7 @@ LIBRARY.define("philox_normal_native(int seed, Tensor step, Tensor sample, Tenso
 
 
 def _reference(shape: list[int], seed: int, step: Tensor, sample: Tensor, device: torch.device) -> Tensor:
-    return reference.philox_normal(*shape, seed, step, sample, device)
+    return reference.philox_normal(shape, seed, step, sample, device)
 
 
 def _native(shape: list[int], seed: int, step: Tensor, sample: Tensor, device: torch.device) -> Tensor:

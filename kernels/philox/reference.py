@@ -6,6 +6,8 @@ The logarithm and the sines are polynomials of our own (minimax fits, rounded to
 because the libraries of different devices differ in the last bits.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -91,10 +93,9 @@ def box_muller(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
     return radius * cosine, radius * sine
 
 
-def philox_normal(
-    rows: int, frames: int, channels: int, seed: int, step: Tensor, sample: Tensor, device: torch.device
-) -> Tensor:
-    """(rows, frames, channels) float32 standard normals; row b draws from the stream (seed, step[b], sample[b])."""
+def philox_normal(shape: Sequence[int], seed: int, step: Tensor, sample: Tensor, device: torch.device) -> Tensor:
+    """Float32 standard normals of `shape` (rows, frames, channels); row b draws from (seed, step[b], sample[b])."""
+    rows, frames, channels = shape
     elements = frames * channels
     group = torch.arange((elements + 3) // 4, device=device, dtype=torch.int64)
     counter = (group & MASK, group >> 32, step[:, None].to(device), sample[:, None].to(device))

@@ -1,5 +1,7 @@
 """q_sample: noise a clean state to a timestep."""
 
+from typing import Any, Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -74,7 +76,15 @@ def _backward(ctx, grad_x_t, grad_noise):  # type: ignore[no-untyped-def]
 torch.library.register_autograd("sinmdm::q_sample", _backward, setup_context=_setup_context, lib=LIBRARY)
 
 
+@overload
 def q_sample(
+    x0: Tensor, t: int | Tensor, schedule: Schedule, *, return_noise: Literal[False] = ..., **options: Any
+) -> Tensor: ...
+@overload
+def q_sample(
+    x0: Tensor, t: int | Tensor, schedule: Schedule, *, return_noise: Literal[True], **options: Any
+) -> tuple[Tensor, Tensor]: ...
+def q_sample(  # type: ignore[misc]  # the overloads name only what the result depends on
     x0: Tensor,
     t: int | Tensor,
     schedule: Schedule,

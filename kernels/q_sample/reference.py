@@ -11,6 +11,6 @@ def q_sample(
 ) -> tuple[Tensor, Tensor]:
     """x_t = signal * x0 + sigma * noise for coefficients (B, 2) = (signal, sigma), and the noise that was used."""
     if noise is None:
-        noise = philox_normal(*x0.shape, seed, step, sample, x0.device).to(x0.dtype)
+        noise = philox_normal(x0.shape, seed, step, sample, x0.device).to(x0.dtype)
     signal, sigma = coefficients[:, :, None, None].unbind(1)
     return torch.addcmul(signal * x0, sigma, noise), noise

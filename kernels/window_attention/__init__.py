@@ -1,6 +1,7 @@
 """window_attention: sliding-window attention with a learnable relative position bias."""
 
 import math
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -104,7 +105,15 @@ torch.library.register_autograd(
 no_second_derivative("window_attention")
 
 
+@overload
 def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, rel_bias: Tensor | None = None, *, return_lse: Literal[False] = ..., **options: Any
+) -> Tensor: ...
+@overload
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, rel_bias: Tensor | None = None, *, return_lse: Literal[True], **options: Any
+) -> tuple[Tensor, Tensor]: ...
+def window_attention(  # type: ignore[misc]  # the overloads name only what the result depends on
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -102,16 +102,15 @@ def window_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and rel_bias (empty unless `bias_grad`).
 
-    With P the weights and dP = dO V^T: dS = P (dP - delta), delta = rowsum(dO O) - dlse; dQ = scale dS K,
+    With P the weights and dP = dO V^T: dS = P (dP - delta), delta = rowsum(P dP) - dlse; dQ = scale dS K,
     dK = scale dS^T Q, dV = P^T dO, and the bias gets the sums of dS along its diagonals (Dao et al. 2022, appendix B).
+    rowsum(P dP) is rowsum(dO O), which a kernel may take instead; here it does not suffer from out's rounding.
     """
     window = Window(left, right, boundary, q.shape[1], lengths, q.device)
     queries, keys, values = _by_head(window, q, k, v)
-    dout, result = (window.erase_padding(x).transpose(1, 2) for x in _computed(grad_out, out))
-    lse = window.erase_padding(lse).transpose(1, 2)
-    delta = (dout * result).sum(-1)
-    if grad_lse is not None:
-        delta = delta - window.erase_padding(grad_lse).transpose(1, 2)
+    dout = window.erase_padding(*_computed(grad_out)).transpose(1, 2)
+    lse = lse.masked_fill(lse == -torch.inf, 0).transpose(1, 2)  # a query that sees nothing: its weights become 0
+    dlse = None if grad_lse is None else window.erase_padding(grad_lse).transpose(1, 2)
     dq, dk, dv = torch.zeros_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
     dbias = queries.new_zeros(q.shape[2], window.columns) if bias_grad else queries.new_empty(0)
     for tile in window.tiles():
@@ -122,7 +121,10 @@ def window_attention_backward(
         if dropout_p:
             factor = _dropout_factor(window, tile, weights.shape, dropout_p, seed, weights.dtype)
             dropped, dweights = weights * factor, dweights * factor
-        dscores = weights * (dweights - delta[:, :, tile.queries, None])
+        delta = (weights * dweights).sum(-1, keepdim=True)
+        if dlse is not None:
+            delta = delta - dlse[:, :, tile.queries, None]
+        dscores = weights * (dweights - delta)
         dq[:, :, tile.queries] = scale * (dscores @ keys[:, :, tile.slots])
         dk[:, :, tile.slots] += scale * (dscores.transpose(-1, -2) @ queries[:, :, tile.queries])
         dv[:, :, tile.slots] += dropped.transpose(-1, -2) @ dout[:, :, tile.queries]

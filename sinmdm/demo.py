@@ -1,0 +1,38 @@
+"""The demo: the built-in walker in, new motions and a picture of them out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .motion import Clip, draw_strip, walker
+from .motion.atomic import filling
+from .run import load
+from .training import train
+
+
+def free_folder(name: str = "demo") -> Path:
+    """`name`, or the first of `name`-2, `name`-3, ... that does not exist."""
+    number = 1
+    while Path(name if number == 1 else f"{name}-{number}").exists():
+        number += 1
+    return Path(name if number == 1 else f"{name}-{number}")
+
+
+def demo(out: Path, *, minutes: float, n: int = 3, seed: int = 0, progress: bool = True) -> list[Path]:
+    """Train on the built-in clip, sample `n` motions of twice its length, and draw them beside it.
+
+    Leaves in `out`: the clip (walker.bvh), the run (run/), the samples (sample00.bvh, ...) and strip.png. Returns the
+    files to look at. Raises FileExistsError where the folder holds anything.
+    """
+    clip = walker(seed=seed)
+    with filling(out) as folder:
+        clip.write(folder / "walker.bvh")
+        train(clip, folder / "run", preset="small", minutes=minutes, seed=seed, fps=None, progress=progress)
+        samples = load(folder / "run").sample(2 * len(clip), n, seed=seed)
+        rows = {"the clip": clip}
+        for index, sample in enumerate(samples):
+            assert isinstance(sample, Clip)
+            sample.write(folder / f"sample{index:02d}.bvh")
+            rows[f"generated {index}"] = sample
+        draw_strip(folder / "strip.png", rows)
+    return [out / "walker.bvh", *(out / f"sample{index:02d}.bvh" for index in range(n)), out / "strip.png"]

@@ -1,0 +1,185 @@
+"""A motion clip: a skeleton and its channel values over time."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import roma
+import torch
+from torch import Tensor
+
+from . import bvh
+from .atomic import replacing
+from .skeleton import Skeleton
+
+_AXES = "XYZ"
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """`values` (frames, channels) float64 of `skeleton`'s channels, in file order; angles in degrees.
+
+    frame_time: seconds from frame to frame.
+    Raises: ValueError where the shapes disagree, a value is not finite, or the frame time is not positive.
+    """
+
+    skeleton: Skeleton
+    values: np.ndarray = field(repr=False)
+    frame_time: float
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values, dtype=np.float64)
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "frame_time", float(self.frame_time))
+        if values.ndim != 2 or values.shape[1] != self.skeleton.channel_count or not len(values):
+            raise ValueError(
+                f"values have shape {values.shape}, must be (1 frame or more, {self.skeleton.channel_count} channels)"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError("values must be finite")
+        if not (math.isfinite(self.frame_time) and self.frame_time > 0):
+            raise ValueError(f"frame_time is {self.frame_time}, must be positive seconds")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.skeleton.names
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        return self.skeleton.parents
+
+    @property
+    def offsets(self) -> np.ndarray:
+        return self.skeleton.offsets
+
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        return 1.0 / self.frame_time
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Clip:
+        """Read a BVH file in UTF-8, else Latin-1. Raises: BVHError naming file and line; OSError where it cannot be opened."""
+        data = Path(path).read_bytes()
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+        skeleton, frame_time, values = bvh.parse(text, os.fspath(path))
+        return cls(skeleton, values, frame_time)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write a BVH file, whole or not at all. Raises: OSError where it cannot be written."""
+        with replacing(path) as temporary:
+            temporary.write_text(bvh.render(self.skeleton, self.frame_time, self.values), "utf-8", newline="\n")
+
+    def rotations(self) -> Tensor:
+        """Local rotation matrices (frames, J, 3, 3) float64: the product of the rotation channels as printed."""
+        out = torch.eye(3, dtype=torch.float64).repeat(len(self), len(self.skeleton), 1, 1)
+        for order, (joints, columns) in _rotation_groups(self.skeleton).items():
+            angles = torch.from_numpy(self.values[:, columns])
+            out[:, joints] = roma.euler_to_rotmat(order, angles, degrees=True)
+        return out
+
+    def translations(self) -> Tensor:
+        """Local translations (frames, J, 3) float64: the offsets, replaced by what position channels there are."""
+        out = np.tile(self.offsets, (len(self), 1, 1))
+        joints, axes, columns = _position_channels(self.skeleton)
+        out[:, joints, axes] = self.values[:, columns]
+        return torch.from_numpy(out)
+
+    def positions(self, global_: bool = True) -> Tensor:
+        """Joint positions (frames, J, 3) float64: in the world, or (global_=False) relative to the root joint."""
+        positions = self.skeleton.global_positions(self.rotations(), self.translations())
+        return positions if global_ else positions - positions[:, :1]
+
+    def slice(self, start: int, stop: int | None = None) -> Clip:
+        """Frames start to stop (exclusive; None: the end). Raises: ValueError where none is left."""
+        return Clip(self.skeleton, self.values[start:stop], self.frame_time)
+
+    def thin(self, max_fps: float = 30.0) -> Clip:
+        """Every n-th frame from the first, n the smallest that leaves at most `max_fps` frames a second (2 % grace).
+
+        120 and 60 become 30, 50 becomes 25, 30 and less stay.
+        """
+        step = max(1, math.ceil(self.fps / (1.02 * max_fps)))
+        return Clip(self.skeleton, self.values[::step], self.frame_time * step)
+
+    @classmethod
+    def from_motion(cls, skeleton: Skeleton, rotations: Tensor, translations: Tensor, frame_time: float) -> Clip:
+        """Clip from local rotation matrices (frames, J, 3, 3) and translations (frames, J, 3).
+
+        Angles follow each joint's own channel order and run on without jumps from frame to frame. Of what a joint has
+        no channel for nothing is kept: with one or two rotation channels it takes the leading angles of the order
+        completed by the missing axes (exact where the rotation can be had from them), with none it stays unrotated.
+        Raises: ValueError where shapes disagree with the skeleton or values are not finite.
+        """
+        shape = (len(rotations), len(skeleton), 3)
+        if tuple(rotations.shape) != (*shape, 3) or tuple(translations.shape) != shape:
+            raise ValueError(
+                f"rotations have shape {tuple(rotations.shape)} and translations {tuple(translations.shape)}, "
+                f"must be (frames, {len(skeleton)}, 3, 3) and (frames, {len(skeleton)}, 3)"
+            )
+        values = np.zeros((len(rotations), skeleton.channel_count))
+        rotations = rotations.detach().to("cpu", torch.float64)
+        if not rotations.isfinite().all():
+            raise ValueError("rotations must be finite")
+        for order, (turning, angles) in _rotation_groups(skeleton).items():
+            values[:, angles] = _angles(order, rotations[:, turning])
+        joints, axes, columns = _position_channels(skeleton)
+        values[:, columns] = translations.detach().to("cpu", torch.float64).numpy()[:, joints, axes]
+        return cls(skeleton, values, frame_time)
+
+
+def _rotation_groups(skeleton: Skeleton) -> dict[str, tuple[list[int], list[list[int]]]]:
+    """By order of rotation axes ('ZXY', 'Y', ...): the joints with that order, and each one's columns of values."""
+    groups: dict[str, tuple[list[int], list[list[int]]]] = defaultdict(lambda: ([], []))
+    for joint, (own, place) in enumerate(zip(skeleton.channels, skeleton.channel_slices, strict=True)):
+        turns = [(name[0], place.start + index) for index, name in enumerate(own) if name.endswith("rotation")]
+        if turns:
+            joints, columns = groups["".join(axis for axis, _ in turns)]
+            joints.append(joint)
+            columns.append([column for _, column in turns])
+    return dict(groups)
+
+
+def _position_channels(skeleton: Skeleton) -> tuple[list[int], list[int], list[int]]:
+    """Joint, axis (0 to 2) and column of values of every position channel."""
+    found = [
+        (joint, _AXES.index(name[0]), place.start + index)
+        for joint, (own, place) in enumerate(zip(skeleton.channels, skeleton.channel_slices, strict=True))
+        for index, name in enumerate(own)
+        if name.endswith("position")
+    ]
+    return [joint for joint, _, _ in found], [axis for _, axis, _ in found], [column for _, _, column in found]
+
+
+def _angles(order: str, rotations: Tensor) -> np.ndarray:
+    """Degrees (frames, n, len(order)) of rotations (frames, n, 3, 3), continuous over frames.
+
+    A rotation has two triples of angles, (a, b, c) and (a + 180, 180 - b, c + 180), each up to whole turns. Going from
+    one to the other keeps distances, so that which of the two a frame should take depends on its neighbour alone.
+    """
+    full = order + "".join(axis for axis in _AXES if axis not in order)
+    angles = roma.rotmat_to_euler(full, rotations, degrees=True).numpy()
+    other = np.stack([angles[..., 0] + 180.0, 180.0 - angles[..., 1], angles[..., 2] + 180.0], axis=-1)
+    if len(order) == 3:
+        stay = np.abs(_wrapped(angles[1:] - angles[:-1])).sum(-1)
+        swap = np.abs(_wrapped(other[1:] - angles[:-1])).sum(-1)
+        swapped = np.concatenate([np.zeros_like(stay[:1], dtype=bool), np.cumsum(swap < stay, axis=0) % 2 == 1])
+    else:
+        swapped = np.abs(_wrapped(other[..., 2])) < np.abs(_wrapped(angles[..., 2]))
+    angles = np.where(swapped[..., None], other, angles)[..., : len(order)]
+    return np.unwrap(angles, period=360.0, axis=0)
+
+
+def _wrapped(degrees: np.ndarray) -> np.ndarray:
+    return (degrees + 180.0) % 360.0 - 180.0

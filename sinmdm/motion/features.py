@@ -1,0 +1,330 @@
+"""Feature layouts: motions as float32 tensors (frames, size) a network can learn, and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .clip import Clip
+from .rotations import from_6d, orthonormal_6d, to_6d
+from .skeleton import Skeleton
+
+Motion: TypeAlias = Clip | Tensor
+
+# In lengths of the longest way from the root to a joint (Skeleton.reach), so that units and sizes do not matter.
+# Held against people, an elephant and a crab: feet come out, hands and knees do not.
+_STILL = 1e-5  # a translation that varies less is constant
+_LOW = 0.07  # the lowest 5 % of a foot's heights lie at most so far above those of the lowest joint
+_BAND = 0.03  # a foot in contact is at most so far above its lowest 5 %
+_SLOW = 0.3  # and moves at most so far in a second
+_SHARE = 0.1  # and is in contact for this share of the frames
+
+
+class Layout(ABC):
+    """What the `size` features of a frame mean.
+
+    frame_time: seconds from frame to frame, None where unknown.
+    """
+
+    kind: ClassVar[str]
+    frame_time: float | None
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Features in a frame."""
+
+    @property
+    def groups(self) -> tuple[slice, ...]:
+        """Runs of features that measure the same kind of thing in the same unit; together all of them."""
+        return (slice(0, self.size),)
+
+    @property
+    def rotation_channels(self) -> Tensor:
+        """(J, 6) int64: the features that hold each joint's 6D rotation, joints in order; J is 0 where none do."""
+        return torch.empty(0, 6, dtype=torch.int64)
+
+    @abstractmethod
+    def encode(self, motion: Motion) -> Tensor:
+        """Motion to float32 features (frames, size), in the motion's own units.
+
+        Raises: ValueError where the motion does not fit the layout.
+        """
+
+    @abstractmethod
+    def decode(self, features: Tensor) -> Motion:
+        """Features (frames, size), also noisy ones, to a motion. Raises: ValueError where they are not finite."""
+
+    def resample(self, features: Tensor, positions: Tensor, rate: Tensor) -> Tensor:
+        """Features at fractional frames: a batch of time-stretched windows of one motion.
+
+        features: (F, size). positions: (B, W), frames of `features`, clamped to [0, F - 1].
+        rate: (B,) frames of `features` that pass in one frame of the result; what is measured per frame scales with it.
+        Returns (B, W, size) in features' dtype, by Catmull-Rom interpolation. At whole positions and rate 1 it gives
+        the features themselves.
+        """
+        return _interpolate(features, positions)
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, exact; `layout_from_dict` is the inverse."""
+
+    def _checked(self, features: Tensor) -> Tensor:
+        if features.ndim != 2 or features.shape[1] != self.size or not len(features):
+            raise ValueError(f"features have shape {tuple(features.shape)}, must be (frames, {self.size})")
+        features = features.detach().to("cpu")
+        if not features.isfinite().all():
+            raise ValueError("features must be finite")
+        return features
+
+
+@dataclass(frozen=True)
+class SkeletonLayout(Layout):
+    """The "sinmdm" layout of a clip of any skeleton of J joints; y is up. Features, in this order:
+
+    - 2: the root's x and z velocity, units per frame (v_t = p_t - p_{t-1}, v_0 = v_1; v_0 is not integrated);
+    - 1: the root's height y, units;
+    - 6 J: local rotations, the first column of the matrix, then the second (Zhou et al. 2019, arXiv:1812.07035);
+    - 3 each: local translations of `translated`, units;
+    - 1 each: foot contacts of `contacts`, 1 on the ground and 0 off it.
+
+    begin: x and z of the root in the first frame, where decoded motions start.
+    rest: J local translations, kept by the joints that are not in `translated`.
+    translated: joints below the root whose local translation changes in the clip.
+    contacts: feet found in the clip, possibly none; ground: the height below which each of them can be in contact.
+    """
+
+    kind: ClassVar[str] = "sinmdm"
+
+    skeleton: Skeleton
+    frame_time: float
+    begin: tuple[float, float]
+    rest: tuple[tuple[float, float, float], ...]
+    translated: tuple[int, ...]
+    contacts: tuple[int, ...]
+    ground: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, clip: Clip) -> SkeletonLayout:
+        """The layout that holds `clip`. Raises: ValueError where it has less than two frames."""
+        _require_frames(len(clip))
+        skeleton, translations, positions = clip.skeleton, clip.translations(), clip.positions()
+        rest = translations.mean(dim=0)
+        reach = skeleton.reach(rest.numpy())
+        spread = (translations.amax(dim=0) - translations.amin(dim=0)).amax(dim=-1)
+        ends = sorted({*skeleton.leaves, *(max(skeleton.parents[leaf], 0) for leaf in skeleton.leaves)})
+        lowest = positions[..., 1].quantile(0.05, dim=0)
+        ground = lowest + _BAND * reach
+        touching = _contacts(positions, clip.frame_time, reach, ground)
+        feet = (lowest <= lowest.min() + _LOW * reach) & (touching.mean(dim=0) >= _SHARE)
+        contacts = [joint for joint in ends if feet[joint]]
+        x, _, z = positions[0, 0].tolist()
+        return cls(
+            skeleton=skeleton,
+            frame_time=clip.frame_time,
+            begin=(x, z),
+            rest=_triples(rest.tolist()),
+            translated=tuple(joint for joint in range(1, len(skeleton)) if spread[joint] > _STILL * reach),
+            contacts=tuple(contacts),
+            ground=tuple(ground[contacts].tolist()),
+        )
+
+    @property
+    def size(self) -> int:
+        return self.groups[-1].stop
+
+    @cached_property
+    def groups(self) -> tuple[slice, ...]:
+        """Root velocity, root height, rotations, translations, contacts; the last two may be empty."""
+        ends = torch.tensor([2, 1, 6 * len(self.skeleton), 3 * len(self.translated), len(self.contacts)]).cumsum(0)
+        stops = ends.tolist()
+        return tuple(slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False))
+
+    @property
+    def rotation_channels(self) -> Tensor:
+        return torch.arange(self.groups[2].start, self.groups[2].stop).view(-1, 6)
+
+    def encode(self, motion: Motion) -> Tensor:
+        """As `Layout.encode`; a clip of the same skeleton and rate, of two frames or more."""
+        if not isinstance(motion, Clip):
+            raise ValueError("this layout holds a clip of a skeleton, not an array")
+        _require_frames(len(motion))
+        if motion.skeleton != self.skeleton:
+            raise ValueError("the clip has another skeleton than the layout (names, hierarchy, offsets and channels)")
+        if abs(motion.frame_time / self.frame_time - 1) > 0.01:
+            raise ValueError(f"the clip has {motion.fps:g} frames a second, the layout {1 / self.frame_time:g}")
+        translations, positions = motion.translations(), motion.positions()
+        velocity = translations[1:, 0, [0, 2]] - translations[:-1, 0, [0, 2]]
+        ground = torch.tensor(self.ground, dtype=torch.float64)
+        return torch.cat(
+            [
+                torch.cat([velocity[:1], velocity]),
+                translations[:, 0, 1:2],
+                to_6d(motion.rotations()).flatten(1),
+                translations[:, list(self.translated)].flatten(1),
+                _contacts(positions[:, list(self.contacts)], motion.frame_time, self._reach, ground),
+            ],
+            dim=1,
+        ).float()
+
+    def decode(self, features: Tensor) -> Clip:
+        """As `Layout.decode`; any 6D number is read as a rotation, and the clip begins at `begin`."""
+        features = self._checked(features).double()
+        velocity, height, rotations, translated, _ = (features[:, group] for group in self.groups)
+        translations = torch.tensor(self.rest, dtype=torch.float64).repeat(len(features), 1, 1)
+        begin = torch.tensor(self.begin, dtype=torch.float64)
+        translations[:, 0, [0, 2]] = begin + velocity.cumsum(0) - velocity[:1]
+        translations[:, 0, 1:2] = height
+        translations[:, list(self.translated)] = translated.unflatten(1, (-1, 3))
+        matrices = from_6d(rotations.unflatten(1, (-1, 6)))
+        return Clip.from_motion(self.skeleton, matrices, translations, self.frame_time)
+
+    def resample(self, features: Tensor, positions: Tensor, rate: Tensor) -> Tensor:
+        """As `Layout.resample`; rotations stay rotations, contacts in [0, 1], and the root goes the same way.
+
+        A velocity belongs to the middle of the step that ends at its frame, so that it is taken there.
+        """
+        velocity, _, rotations, _, contacts = self.groups
+        out = _interpolate(features, positions)
+        rate = rate.to(features).view(-1, 1)
+        steps = _interpolate(features[:, velocity], positions + (1 - rate) / 2)
+        out[..., velocity] = steps * rate.unsqueeze(-1)
+        out[..., rotations] = orthonormal_6d(out[..., rotations].unflatten(-1, (-1, 6))).flatten(-2)
+        out[..., contacts].clamp_(0, 1)
+        return out
+
+    @cached_property
+    def _reach(self) -> float:
+        return self.skeleton.reach(torch.tensor(self.rest, dtype=torch.float64).numpy())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "skeleton": self.skeleton.to_dict(),
+            "frame_time": self.frame_time,
+            "begin": list(self.begin),
+            "rest": [list(xyz) for xyz in self.rest],
+            "translated": list(self.translated),
+            "contacts": list(self.contacts),
+            "ground": list(self.ground),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> SkeletonLayout:
+        """Inverse of `to_dict`."""
+        x, z = data["begin"]
+        return cls(
+            skeleton=Skeleton.from_dict(data["skeleton"]),
+            frame_time=float(data["frame_time"]),
+            begin=(float(x), float(z)),
+            rest=_triples(data["rest"]),
+            translated=tuple(map(int, data["translated"])),
+            contacts=tuple(map(int, data["contacts"])),
+            ground=tuple(map(float, data["ground"])),
+        )
+
+
+@dataclass(frozen=True)
+class ArrayLayout(Layout):
+    """The "array" layout: a plain tensor (frames, features) whose features mean nothing to us."""
+
+    kind: ClassVar[str] = "array"
+
+    features: int
+    frame_time: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.features < 1:
+            raise ValueError(f"features is {self.features}, must be at least 1")
+
+    @property
+    def size(self) -> int:
+        return self.features
+
+    def encode(self, motion: Motion) -> Tensor:
+        """As `Layout.encode`; a tensor (frames, size) of two frames or more."""
+        if isinstance(motion, Clip):
+            raise ValueError("this layout holds an array, not a clip of a skeleton")
+        features = self._checked(motion).float()
+        _require_frames(len(features))
+        return features
+
+    def decode(self, features: Tensor) -> Tensor:
+        """As `Layout.decode`: the features, on the CPU in float32."""
+        return self._checked(features).float()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ArrayLayout:
+        """Inverse of `to_dict`."""
+        return cls(int(data["features"]), None if data["frame_time"] is None else float(data["frame_time"]))
+
+
+_LAYOUTS: dict[str, type[SkeletonLayout] | type[ArrayLayout]] = {
+    layout.kind: layout for layout in (SkeletonLayout, ArrayLayout)
+}
+
+
+def layout_for(motion: Motion) -> SkeletonLayout | ArrayLayout:
+    """The layout that holds `motion`: "sinmdm" for a clip, "array" for a tensor (frames, features).
+
+    Raises: ValueError where it has less than two frames or is no matrix.
+    """
+    if isinstance(motion, Clip):
+        return SkeletonLayout.fit(motion)
+    if motion.ndim != 2:
+        raise ValueError(f"the array has shape {tuple(motion.shape)}, must be (frames, features)")
+    _require_frames(len(motion))
+    return ArrayLayout(motion.shape[1])
+
+
+def layout_from_dict(data: dict[str, Any]) -> SkeletonLayout | ArrayLayout:
+    """Inverse of a layout's `to_dict`. Raises: ValueError naming what is missing or wrong."""
+    try:
+        layout = _LAYOUTS[data["kind"]]
+    except (KeyError, TypeError):
+        kind = data.get("kind") if isinstance(data, dict) else data
+        raise ValueError(f"layout kind is {kind!r}, must be one of {', '.join(_LAYOUTS)}") from None
+    try:
+        return layout.from_dict(data)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a {layout.kind!r} layout: {error!r}") from error
+
+
+def _require_frames(frames: int) -> None:
+    if frames < 2:
+        raise ValueError(f"the motion has {frames} frame{'' if frames == 1 else 's'}, at least 2 are needed")
+
+
+def _triples(rows: list[list[float]]) -> tuple[tuple[float, float, float], ...]:
+    return tuple((float(x), float(y), float(z)) for x, y, z in rows)
+
+
+def _contacts(positions: Tensor, frame_time: float, reach: float, ground: Tensor) -> Tensor:
+    """1 where a joint is low and slow, else 0: positions (frames, n, 3), ground (n,) to (frames, n) of their dtype."""
+    speed = (positions[1:] - positions[:-1]).norm(dim=-1) / (frame_time * reach)
+    still = torch.cat([speed[:1], speed]) < _SLOW
+    return (still & (positions[..., 1] < ground)).to(positions.dtype)
+
+
+def _interpolate(features: Tensor, positions: Tensor) -> Tensor:
+    """Catmull-Rom through features (F, size) at positions (B, W), ends held: (B, W, size), one pass over memory."""
+    last = len(features) - 1
+    positions = positions.clamp(0, last)
+    frame = positions.floor()
+    f = (positions - frame).to(features.dtype)
+    weights = torch.stack(
+        [((2 - f) * f - 1) * f / 2, ((3 * f - 5) * f * f + 2) / 2, ((4 - 3 * f) * f + 1) * f / 2, (f - 1) * f * f / 2],
+        dim=-1,
+    )
+    taps = (frame.long().unsqueeze(-1) + torch.arange(-1, 3, device=positions.device)).clamp(0, last)
+    blended = F.embedding_bag(taps.view(-1, 4), features, per_sample_weights=weights.view(-1, 4), mode="sum")
+    return blended.view(*positions.shape, features.shape[1])

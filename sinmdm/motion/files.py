@@ -1,0 +1,79 @@
+"""Motions from and to files, by suffix."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .atomic import replacing
+from .clip import Clip
+from .features import Motion
+
+
+def read_motion(path: str | os.PathLike[str]) -> Motion:
+    """A clip from `.bvh`, or an array (frames, features) as a float tensor from `.npy` or `.pt`; nothing is unpickled.
+
+    Raises: BVHError or ValueError naming the file and what is wrong; OSError where it cannot be opened.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".bvh":
+        return Clip.read(path)
+    if suffix == ".npy":
+        return _checked(path, _load_npy(path))
+    if suffix == ".pt":
+        return _checked(path, _load_pt(path))
+    raise ValueError(f"{path}: suffix is {suffix!r}, must be .bvh, .npy or .pt")
+
+
+def write_motion(path: str | os.PathLike[str], motion: Motion) -> None:
+    """A clip to `.bvh`, a tensor to `.npy`; the file appears whole or not at all.
+
+    Raises: ValueError where motion and suffix do not go together; OSError where it cannot be written.
+    """
+    path = Path(path)
+    wanted = ".bvh" if isinstance(motion, Clip) else ".npy"
+    if path.suffix.lower() != wanted:
+        raise ValueError(f"{path}: suffix is {path.suffix!r}, must be {wanted} for this motion")
+    if isinstance(motion, Clip):
+        motion.write(path)
+        return
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, motion.detach().cpu().numpy(), allow_pickle=False)
+
+
+def _load_npy(path: Path) -> Tensor:
+    with open(path, "rb") as file:
+        try:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path}: not a .npy array of numbers: {error}") from error
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{path}: the array has dtype {array.dtype}, must be floating point")
+    return torch.from_numpy(array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32))
+
+
+def _load_pt(path: Path) -> Tensor:
+    try:
+        tensor = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a tensor saved by torch.save: {reason}") from error
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{path}: holds a {type(tensor).__name__}, must be one tensor")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{path}: the tensor has dtype {tensor.dtype}, must be floating point")
+    return tensor.detach()
+
+
+def _checked(path: Path, array: Tensor) -> Tensor:
+    if array.ndim != 2 or len(array) < 2 or not array.shape[1]:
+        raise ValueError(f"{path}: shape is {tuple(array.shape)}, must be (frames, features), two frames or more")
+    if not array.isfinite().all():
+        raise ValueError(f"{path}: the array has numbers that are not finite")
+    return array.contiguous()

@@ -1,0 +1,115 @@
+"""WindowTransformer: a pre-norm transformer whose attention sees a window of frames under a learnable bias."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..kernels import window_attention
+
+MAX_PERIOD = 10_000.0
+
+
+def timestep_embedding(timesteps: Tensor, size: int) -> Tensor:
+    """(B, size) cosines, then sines, of t at geometric frequencies from 1 down to 1 / 10 000 (size even)."""
+    half = size // 2
+    frequencies = torch.exp(-math.log(MAX_PERIOD) / half * torch.arange(half, device=timesteps.device))
+    angles = timesteps[:, None].to(torch.float32) * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+class WindowAttentionLayer(nn.Module):
+    """Multi-head `window_attention` between its projections: (B, T, d_model) to the same."""
+
+    def __init__(self, d_model: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.qkv = nn.Linear(d_model, 3 * d_model)
+        self.rel_bias = nn.Parameter(torch.zeros(heads, 2 * window + 1))
+        self.out = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        attended = window_attention(q, k, v, self.rel_bias, window=self.window, lengths=lengths)
+        return self.out(attended.flatten(2))
+
+
+class Block(nn.Module):
+    """x + gate * Attention(modulate(LN x)), then the same with the MLP (adaLN-Zero: Peebles and Xie 2023, section 3.2).
+
+    Shifts, scales and gates come from the timestep; they start at zero, so that a new block is the identity.
+    """
+
+    def __init__(self, d_model: int, heads: int, window: int, mlp_ratio: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(d_model, elementwise_affine=False)
+        self.attention = WindowAttentionLayer(d_model, heads, window)
+        self.norm2 = nn.LayerNorm(d_model, elementwise_affine=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(d_model, mlp_ratio * d_model), nn.GELU(), nn.Linear(mlp_ratio * d_model, d_model)
+        )
+        self.modulation = nn.Linear(d_model, 6 * d_model)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, condition: Tensor, lengths: Tensor | None) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, -1)
+        h = self.attention(torch.addcmul(shift1, self.norm1(x), 1 + scale1), lengths)
+        x = torch.addcmul(x, gate1, self.dropout(h))
+        h = self.mlp(torch.addcmul(shift2, self.norm2(x), 1 + scale2))
+        return torch.addcmul(x, gate2, self.dropout(h))
+
+
+class WindowTransformer(nn.Module):
+    """Denoising network that is local: a frame depends on the frames within `receptive_field` of it and on nothing else.
+
+    There are no absolute positions, so that it takes any number of frames and does the same everywhere.
+
+    Args:
+        features: channels of the motion.
+        d_model: width, even, a multiple of `heads`.
+        heads, layers: of attention.
+        window: frames that a layer sees on each side.
+        mlp_ratio: width of the MLP over d_model.
+        dropout: probability, on both branches of a block.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        d_model: int = 512,
+        heads: int = 8,
+        layers: int = 6,
+        window: int = 16,
+        mlp_ratio: int = 4,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if features < 1 or layers < 1 or window < 0 or mlp_ratio < 1:
+            raise ValueError(
+                "features, layers and mlp_ratio must be at least 1 and window at least 0, "
+                f"got {features}, {layers}, {mlp_ratio}, {window}"
+            )
+        if d_model % 2 or heads < 1 or d_model % heads:
+            raise ValueError(f"d_model must be even and a multiple of heads, got {d_model} and {heads}")
+        self.features, self.d_model = features, d_model
+        self.receptive_field = layers * window
+        self.time = nn.Sequential(nn.Linear(d_model, d_model), nn.SiLU(), nn.Linear(d_model, d_model), nn.SiLU())
+        self.input = nn.Linear(features, d_model)
+        self.blocks = nn.ModuleList(Block(d_model, heads, window, mlp_ratio, dropout) for _ in range(layers))
+        self.output = nn.Linear(d_model, features)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, x: Tensor, timesteps: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """x (B, features, frames), timesteps (B,) integers, lengths (B,) real frames; to x's shape."""
+        condition = self.time(timestep_embedding(timesteps, self.d_model).to(self.input.weight.dtype))
+        h = self.input(x.transpose(1, 2))
+        for block in self.blocks:
+            h = block(h, condition, lengths)
+        return self.output(F.layer_norm(h, h.shape[-1:])).transpose(1, 2)

@@ -1,0 +1,195 @@
+"""A run: the folder that training leaves, with everything that sampling needs. Nothing in it is a pickle.
+
+config.json             preset, seed, layout of the features, and what they were made from
+clip.bvh / clip.npy     the motion as it was trained on
+model.safetensors       the weights that sampling uses, and the mean and std of the features
+checkpoint.safetensors  what resuming needs: weights, averaged weights, optimiser, and the step
+log.csv                 step, loss, learning rate and time
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .diffusion import Schedule, sample
+from .motion import Layout, Motion, Normalizer, layout_from_dict, read_motion
+from .motion.atomic import replacing
+from .nn import WindowTransformer
+from .presets import Preset
+
+FORMAT = 1
+CONFIG, MODEL, CHECKPOINT, LOG = "config.json", "model.safetensors", "checkpoint.safetensors", "log.csv"
+SCHEDULES: Mapping[str, Callable[[int], Schedule]] = {"cosine": Schedule.cosine, "linear": Schedule.linear}
+
+
+class RunError(ValueError):
+    """A folder that is not a run, or one whose files do not belong together; the message names the file."""
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Tensors to a safetensors file that appears whole or not at all."""
+    with replacing(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises RunError where it is none (a pickle, say) or is missing."""
+    if not path.is_file():
+        raise RunError(f"{path}: there is no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        with path.open("rb") as raw:
+            pickled = raw.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        what = "a pickle, which could run code and is not opened" if pickled else f"damaged: {error}"
+        raise RunError(f"{path}: must be a safetensors file, but it is {what}") from error
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """config.json, whole or not at all."""
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a run. Raises RunError where the folder is no run of a format this version reads."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise RunError(f"{folder}: not a run (it has no {CONFIG})")
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: not JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise RunError(f"{path}: format is {found!r}, this version reads {FORMAT}")
+    missing = {"preset", "layout", "motion", "seed"} - config.keys()
+    if missing:
+        raise RunError(f"{path}: has no {', '.join(sorted(missing))}")
+    return config
+
+
+def load_weights(network: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Weights into a network, every one and no other. Raises RunError naming the first that does not fit."""
+    wanted = network.state_dict()
+    for name, tensor in wanted.items():
+        if name not in tensors:
+            raise RunError(f"{path}: has no weight {name!r}")
+        if tensors[name].shape != tensor.shape:
+            raise RunError(
+                f"{path}: weight {name!r} has shape {tuple(tensors[name].shape)}, this run's network (its preset and "
+                f"skeleton) needs {tuple(tensor.shape)}: a checkpoint of another skeleton or preset"
+            )
+    unknown = tensors.keys() - wanted.keys()
+    if unknown:
+        raise RunError(f"{path}: has weights that the network does not: {', '.join(sorted(unknown)[:3])}")
+    network.load_state_dict(dict(tensors), strict=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trained model and what belongs to it; `sinmdm.load` makes one of a folder."""
+
+    folder: Path
+    preset: Preset
+    layout: Layout
+    motion: Motion
+    normalizer: Normalizer
+    network: WindowTransformer
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule it was trained with."""
+        return SCHEDULES[self.preset.schedule](self.preset.timesteps)
+
+    @property
+    def fps(self) -> float | None:
+        """Frames a second of what it generates; None for arrays, whose rate is not known."""
+        return None if self.layout.frame_time is None else 1 / self.layout.frame_time
+
+    def sample(
+        self,
+        frames: int,
+        n: int = 1,
+        *,
+        seed: int = 0,
+        sampler: str = "ddpm",
+        steps: int | None = None,
+        batch_size: int = 16,
+        device: torch.device | str | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> list[Motion]:
+        """New motions.
+
+        Args:
+            frames: length of each.
+            n: how many; sample k of a seed does not depend on n or batch_size.
+            seed: 0 .. 2^64 - 1.
+            sampler, steps: as `sinmdm.diffusion.sample`.
+            batch_size: how many are computed at once.
+            device: where; default the CPU.
+            on_step: called with (steps done, steps in all) over all batches.
+
+        Returns:
+            n clips, or arrays (frames, features) for a run on an array.
+
+        Raises:
+            ValueError: an argument that is not as above.
+        """
+        for name, value in (("frames", frames), ("n", n), ("batch_size", batch_size)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+        network = self.network.to(device or "cpu").eval()
+        begins = range(0, n, batch_size)
+        each = steps or self.preset.timesteps
+        motions: list[Motion] = []
+        for number, begin in enumerate(begins):
+            count = min(batch_size, n - begin)
+
+            def report(done: int, number: int = number) -> None:
+                if on_step is not None:
+                    on_step(number * each + done, len(begins) * each)
+
+            x = sample(
+                network, (count, self.layout.size, frames), self.schedule, sampler=sampler, steps=steps, seed=seed,
+                device=device, first_sample=begin, on_step=report,
+            )  # fmt: skip
+            motions += [self.layout.decode(features) for features in self.normalizer.invert(x.mT.cpu())]
+        return motions
+
+
+def load(run: str | os.PathLike[str]) -> Run:
+    """The model in a run folder, ready to sample.
+
+    Raises: RunError (a ValueError) where the folder is no run, or a file in it is damaged, a pickle, or of another
+    skeleton.
+    """
+    folder = Path(run)
+    config = read_config(folder)
+    try:
+        preset, layout = Preset.from_dict(config["preset"]), layout_from_dict(config["layout"])
+    except ValueError as error:
+        raise RunError(f"{folder / CONFIG}: {error}") from error
+    path = folder / MODEL
+    tensors, _ = read_tensors(path)
+    statistics = {name: tensors.pop(f"normalizer.{name}", torch.empty(0)) for name in ("mean", "std")}
+    for name, tensor in statistics.items():
+        if tuple(tensor.shape) != (layout.size,):
+            raise RunError(
+                f"{path}: normalizer.{name} has {tensor.numel()} features, the run's skeleton has {layout.size}"
+            )
+    network = WindowTransformer(layout.size, **preset.network())
+    load_weights(network, tensors, path)
+    motion = read_motion(folder / config["motion"]["file"])
+    return Run(folder, preset, layout, motion, Normalizer(**statistics), network.eval())
