@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     length.add_argument("--minutes", type=_positive, help="train for so long instead of so many steps")
     train.add_argument("--resume", action="store_true", help="continue the run in the folder")
     train.add_argument("--fps", type=_positive, default=30.0, help="thin the clip to at most this rate (default 30)")
-    train.add_argument("--precision", choices=PRECISIONS, help="default: what multiplies faster here")
+    train.add_argument("--precision", choices=PRECISIONS, default="float32", help="default float32")
     train.add_argument("--device", help="default: cuda where torch sees it, else cpu")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events into the folder")
     common(train)

@@ -189,7 +189,8 @@ def load(run: str | os.PathLike[str]) -> Run:
             raise RunError(
                 f"{path}: normalizer.{name} has {tensor.numel()} features, the run's skeleton has {layout.size}"
             )
-    network = WindowTransformer(layout.size, **preset.network())
+    with torch.random.fork_rng(devices=[]):  # the initial weights are all replaced
+        network = WindowTransformer(layout.size, **preset.network())
     load_weights(network, tensors, path)
     motion = read_motion(folder / config["motion"]["file"])
     return Run(folder, preset, layout, motion, Normalizer(**statistics), network.eval())

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import _dispatch
-from .._autocast import autocast
+from .._autocast import autocast, outside_autocast
 from .._checks import (
     FLOAT_DTYPES,
     check_boundary,
@@ -28,8 +28,11 @@ LIBRARY.define(
     f" {_OPTIONS}, str backend) -> (Tensor, Tensor, Tensor)"
 )
 
-_dispatch.register("qna_attention", "reference", reference.qna_attention, names(FLOAT_DTYPES))
-_dispatch.register("qna_attention_backward", "reference", reference.qna_attention_backward, names(FLOAT_DTYPES))
+for _name, _reference in (
+    ("qna_attention", reference.qna_attention),
+    ("qna_attention_backward", reference.qna_attention_backward),
+):
+    _dispatch.register(_name, "reference", outside_autocast(_reference), names(FLOAT_DTYPES))
 
 
 def _forward(*arguments):  # type: ignore[no-untyped-def]

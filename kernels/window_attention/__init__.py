@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _dispatch
-from .._autocast import autocast
+from .._autocast import autocast, outside_autocast
 from .._checks import (
     FLOAT_DTYPES,
     check_boundary,
@@ -34,8 +34,11 @@ LIBRARY.define(
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
-_dispatch.register("window_attention", "reference", reference.window_attention, names(FLOAT_DTYPES))
-_dispatch.register("window_attention_backward", "reference", reference.window_attention_backward, names(FLOAT_DTYPES))
+for _name, _reference in (
+    ("window_attention", reference.window_attention),
+    ("window_attention_backward", reference.window_attention_backward),
+):
+    _dispatch.register(_name, "reference", outside_autocast(_reference), names(FLOAT_DTYPES))
 
 
 def _forward(q, k, v, rel_bias, lengths, left, right, scale, boundary, dropout_p, seed, backend):  # type: ignore[no-untyped-def]
@@ -190,7 +193,7 @@ def window_attention(  # type: ignore[misc]  # the overloads name only what the 
     if dropout_p > 0 and seed is None:
         raise ValueError("seed must be given where dropout_p > 0")
     scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
     out, lse = torch.ops.sinmdm.window_attention(
         q, k, v, rel_bias, lengths, left, right, scale, boundary, float(dropout_p), signed_seed(seed or 0),

@@ -67,7 +67,10 @@ class Clip:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Clip:
-        """Read a BVH file in UTF-8, else Latin-1. Raises: BVHError naming file and line; OSError where it cannot be opened."""
+        """Read a BVH file, UTF-8 or else Latin-1.
+
+        Raises: BVHError naming file and line; OSError where it cannot be opened.
+        """
         data = Path(path).read_bytes()
         try:
             text = data.decode("utf-8-sig")

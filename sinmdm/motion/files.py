@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,9 @@ def _load_npy(path: Path) -> Tensor:
     with open(path, "rb") as file:
         try:
             array = np.lib.format.read_array(file, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # a damaged header can raise anything
             raise ValueError(f"{path}: not a .npy array of numbers: {error}") from error
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"{path}: the array has dtype {array.dtype}, must be floating point")
@@ -61,7 +62,9 @@ def _load_npy(path: Path) -> Tensor:
 def _load_pt(path: Path) -> Tensor:
     try:
         tensor = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a tensor saved by torch.save: {reason}") from error
     if not isinstance(tensor, Tensor):

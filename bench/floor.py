@@ -1,0 +1,80 @@
+"""What the machine can do at best, measured in the same run: copy bandwidth and the rate of matrix products."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .case import Case
+
+COPY_BYTES = 256 * 2**20  # per buffer
+SIDE = 2048  # of the square matrices
+
+
+@dataclass(frozen=True)
+class Floor:
+    """copy: bytes read and written a second. products: operations a second, by library and dtype."""
+
+    copy: float
+    products: dict[str, float]
+
+    def rate(self, dtype: str) -> float:
+        """The fastest product measured in `dtype`; float32's for a dtype that was not measured."""
+        rates = [rate for name, rate in self.products.items() if name.endswith(dtype)]
+        return max(rates) if rates else self.rate("float32")
+
+    def by_bytes(self, case: Case) -> float:
+        return case.bytes_moved / self.copy
+
+    def by_operations(self, case: Case) -> float:
+        return case.operations / self.rate(case.dtype)
+
+    def seconds(self, case: Case) -> float:
+        """No implementation on this machine takes less than about this long for the case."""
+        return max(self.by_bytes(case), self.by_operations(case))
+
+
+def _best(function: Callable[[], object], device: str, repeats: int) -> float:
+    """Seconds of the fastest of `repeats` calls: a floor is what the machine can do, not what it does on average."""
+    times = []
+    for _ in range(repeats + 1):  # the first is a warm-up
+        _wait(device)
+        begin = time.perf_counter()
+        function()
+        _wait(device)
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _onednn_linear(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")
+
+
+def _copy_bandwidth(device: str, repeats: int) -> float:
+    source = torch.ones(COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * COPY_BYTES / _best(lambda: target.copy_(source), device, repeats)
+
+
+def measure(device: str, repeats: int = 10) -> Floor:
+    """Measure the floor of `device`."""
+    copy = _copy_bandwidth(device, repeats)
+    products = {}
+    x, y = torch.randn(2, SIDE, SIDE, device=device)
+    out = torch.empty_like(x)
+    ways: dict[str, Callable[[], object]] = {"x @ y, float32": lambda: torch.matmul(x, y, out=out)}
+    if device == "cpu" and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        ways["oneDNN linear, float32"] = lambda: _onednn_linear(x, y)
+    half_x, half_y = x.bfloat16(), y.bfloat16()
+    ways["linear, bfloat16"] = lambda: F.linear(half_x, half_y)
+    with torch.no_grad():
+        for name, way in ways.items():
+            products[name] = 2 * SIDE**3 / _best(way, device, repeats)
+    return Floor(copy, products)

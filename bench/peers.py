@@ -1,0 +1,287 @@
+"""How others compute what our ops compute. Written here from the formulas; each takes our inputs."""
+
+import math
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sinmdm.kernels import Schedule
+from sinmdm.kernels.philox.reference import philox4x32, uniform
+from sinmdm.kernels.window_attention import reference as window_reference
+
+from .case import Case, Function, Inputs, Variant
+
+STEPS = 100  # of the diffusion schedule
+STEP = 50  # the timestep of a denoising step
+SEED = 7
+STREAM_STEP = 3  # the `step` word of our draws
+DENSE_BYTES = 16e9  # a dense mask is left out where its passes would need more than this
+
+
+@cache
+def schedule() -> Schedule:
+    return Schedule.cosine(STEPS)
+
+
+# window_attention: q, k, v (B, T, H, D), rel_bias (H, K)
+
+
+def _window(case: Case) -> tuple[int, int]:
+    return case.shape["w"], case.shape["w"]
+
+
+def _dense_bias(case: Case, rel_bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """(1, H, T, T) bias of the distance, -inf outside the window: row i of a Toeplitz matrix is a shifted view."""
+    frames, (left, right) = case.shape["T"], _window(case)
+    padded = F.pad(rel_bias.to(dtype), (frames - 1 - left, frames - 1 - right), value=-torch.inf)
+    return padded.unfold(-1, frames, 1).flip(1)[None]
+
+
+def _sdpa(case: Case, inputs: Inputs) -> Function:
+    # A bias that is not being learned is laid out once, before the clock starts; a learned one changes every step.
+    fixed = None if case.backward else _dense_bias(case, inputs["rel_bias"], case.torch_dtype).contiguous()
+
+    def run(inputs: Inputs) -> Tensor:
+        mask = _dense_bias(case, inputs["rel_bias"], case.torch_dtype) if fixed is None else fixed
+        q, k, v = (inputs[name].transpose(1, 2) for name in "qkv")
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+    return run
+
+
+def _sdpa_declines(case: Case, device: str) -> str | None:
+    matrix = case.shape["H"] * case.shape["T"] ** 2 * case.torch_dtype.itemsize
+    # The bias and its gradient have no batch; the backward holds scores, weights and a gradient of each.
+    size = (2 + 4 * case.shape["B"] if case.backward else 2) * matrix
+    return f"needs {size / 1e9:.0f} GB of dense masks" if size > DENSE_BYTES else None
+
+
+def _flex(case: Case, inputs: Inputs) -> Function:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    frames, (left, right) = case.shape["T"], _window(case)
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key - query >= -left) & (key - query <= right)
+
+    blocks = create_block_mask(visible, None, None, frames, frames, device=inputs["q"].device)
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def run(inputs: Inputs) -> Tensor:
+        rel_bias = inputs["rel_bias"]
+
+        def biased(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return score + rel_bias[head, (key - query + left).clamp(0, left + right)]
+
+        q, k, v = (inputs[name].transpose(1, 2) for name in "qkv")
+        return compiled(q, k, v, score_mod=biased, block_mask=blocks).transpose(1, 2)
+
+    return run
+
+
+def _flex_declines(case: Case, device: str) -> str | None:
+    return "no backward on the CPU" if case.backward and device == "cpu" else None
+
+
+def _blocked(case: Case, inputs: Inputs, *, compiled: bool = False) -> Function:
+    """Queries in blocks as long as a window, each against two blocks of keys, as batched products.
+
+    The pairs of key blocks are put together by `cat`: Inductor's gradient of `unfold` is wrong in torch 2.13
+    (pytorch/pytorch issue 172064).
+    """
+    (frames, width), (left, right) = (case.shape["T"], case.shape["D"]), _window(case)
+    block = max(16, left + right)
+    count = -(-frames // block)
+    device = inputs["q"].device
+    span = torch.arange(2 * block, device=device)
+    columns = span - torch.arange(block, device=device)[:, None]
+    key = torch.arange(count, device=device)[:, None] * block + span - left
+    hidden = ((columns < 0) | (columns > left + right)) | ((key < 0) | (key >= frames))[:, None]  # (blocks, M, 2 M)
+    columns = columns.clamp(0, left + right)
+    lowest = torch.finfo(case.torch_dtype).min  # not -inf: a padded query of the last block may see nothing at all
+
+    def run(inputs: Inputs) -> Tensor:
+        q, k, v = (inputs[name].transpose(1, 2) for name in "qkv")
+        q = F.pad(q, (0, 0, 0, count * block - frames)).unflatten(2, (count, block))
+        padding = (0, 0, left, (count + 1) * block - left - frames)
+        blocks = [F.pad(x, padding).unflatten(2, (count + 1, block)) for x in (k, v)]
+        k, v = (torch.cat([x[:, :, :-1], x[:, :, 1:]], 3) for x in blocks)
+        bias = inputs["rel_bias"].to(q.dtype)[:, columns][:, None]
+        scores = (q * (1 / math.sqrt(width))) @ k.transpose(-1, -2) + bias
+        weights = scores.masked_fill(hidden, lowest).softmax(-1)
+        return (weights @ v).flatten(2, 3)[:, :, :frames].transpose(1, 2)
+
+    return torch.compile(run, dynamic=False) if compiled else run
+
+
+def _compiled_reference(case: Case, inputs: Inputs) -> Function:
+    scale = 1 / math.sqrt(case.shape["D"])
+
+    def run(inputs: Inputs) -> Tensor:
+        q, k, v, rel_bias = (inputs[name] for name in ("q", "k", "v", "rel_bias"))
+        return window_reference.window_attention(q, k, v, rel_bias, None, *_window(case), scale, "clip", 0.0, 0)[0]
+
+    return torch.compile(run, dynamic=False)
+
+
+def _compiled_reference_declines(case: Case, device: str) -> str | None:
+    # The compiler unrolls the loop over tiles: 30 s at T 1024, 80 s with the backward (two busy cores).
+    return "takes minutes to compile" if case.shape["T"] > 256 else None
+
+
+WINDOW_ATTENTION = (
+    Variant("SDPA, dense mask", _sdpa, declines=_sdpa_declines),
+    Variant("FlexAttention, compiled", _flex, declines=_flex_declines, slow_start=True),
+    Variant("PyTorch, blocked", _blocked),
+    Variant("PyTorch, blocked, compiled", lambda case, inputs: _blocked(case, inputs, compiled=True), slow_start=True),
+    Variant("reference, compiled", _compiled_reference, declines=_compiled_reference_declines, slow_start=True),
+)
+
+
+# qna_attention: scores (B, T, H), values (B, T, H, D), rel_bias (H, K)
+
+
+def _convolutions(case: Case, inputs: Inputs, *, compiled: bool = False) -> Function:
+    """exp(u) v and exp(u) convolved with exp(bias), one over the other, as published: scores must not overflow."""
+    width = case.shape["D"]
+
+    def run(inputs: Inputs) -> Tensor:
+        weights, kernel = inputs["scores"].exp(), inputs["rel_bias"].exp().to(case.torch_dtype)
+        wide = weights.repeat_interleave(width, 1) * inputs["values"]
+        heads, channels = weights.shape[1], wide.shape[1]
+        above = F.conv1d(wide, kernel.repeat_interleave(width, 0)[:, None], padding=case.shape["w"], groups=channels)
+        below = F.conv1d(weights, kernel[:, None], padding=case.shape["w"], groups=heads)
+        return above / below.repeat_interleave(width, 1)
+
+    return torch.compile(run, dynamic=False) if compiled else run
+
+
+def _channels_first(case: Case, name: str, tensor: Tensor) -> Tensor:
+    if name == "rel_bias":
+        return tensor
+    return tensor.flatten(2).transpose(1, 2).contiguous()  # (B, H, T) and (B, H D, T)
+
+
+def _channels_last(case: Case, name: str, tensor: Tensor) -> Tensor:
+    if name == "d_rel_bias":
+        return tensor
+    tensor = tensor.transpose(1, 2)
+    return tensor if name == "d_scores" else tensor.unflatten(2, (case.shape["H"], case.shape["D"]))
+
+
+QNA_ATTENTION = (
+    Variant("convolutions, published", _convolutions, into=_channels_first, back=_channels_last),
+    Variant(
+        "convolutions, compiled",
+        lambda case, inputs: _convolutions(case, inputs, compiled=True),
+        into=_channels_first,
+        back=_channels_last,
+        slow_start=True,
+    ),
+)
+
+
+# q_sample: x0 (B, T, C), t (B,); denoise_step: x_t and model_output (B, T, C) at timestep STEP
+
+
+def forward_factors(inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(B, 1, 1) factors of x0 and of the noise."""
+    factors = schedule().forward_coefficients(inputs["t"]).to(inputs["x0"].device, dtype)
+    return factors[:, 0, None, None], factors[:, 1, None, None]
+
+
+def step_factors() -> tuple[float, float, float]:
+    """Factors of the predicted x0, of x_t and of the noise in an ancestral step."""
+    row = schedule().step_coefficients(
+        torch.tensor([STEP]), torch.tensor([STEP - 1]), prediction="x0", variance="fixed_small", eta=None
+    )[0]
+    return float(row[2]), float(row[3]), float(row[5])
+
+
+def _q_sample_eager(case: Case, inputs: Inputs, *, compiled: bool = False) -> Function:
+    signal, sigma = forward_factors(inputs, case.torch_dtype)
+
+    def run(inputs: Inputs) -> Tensor:
+        x0 = inputs["x0"]
+        return signal * x0 + sigma * torch.randn_like(x0)
+
+    return torch.compile(run, dynamic=False) if compiled else run
+
+
+def _q_sample_in_place(case: Case, inputs: Inputs) -> Function:
+    signal, sigma = forward_factors(inputs, case.torch_dtype)
+    noise, out = torch.empty_like(inputs["x0"]), torch.empty_like(inputs["x0"])
+
+    def run(inputs: Inputs) -> Tensor:
+        return torch.mul(inputs["x0"], signal, out=out).addcmul_(noise.normal_(), sigma)
+
+    return run
+
+
+def _denoise_eager(case: Case, inputs: Inputs, *, compiled: bool = False) -> Function:
+    of_x0, of_x, of_noise = step_factors()
+
+    def run(inputs: Inputs) -> Tensor:
+        x_t = inputs["x_t"]
+        return of_x0 * inputs["model_output"] + of_x * x_t + of_noise * torch.randn_like(x_t)
+
+    return torch.compile(run, dynamic=False) if compiled else run
+
+
+def _denoise_in_place(case: Case, inputs: Inputs) -> Function:
+    of_x0, of_x, of_noise = step_factors()
+    noise, out = torch.empty_like(inputs["x_t"]), torch.empty_like(inputs["x_t"])
+
+    def run(inputs: Inputs) -> Tensor:
+        torch.mul(inputs["model_output"], of_x0, out=out).add_(inputs["x_t"], alpha=of_x)
+        return out.add_(noise.normal_(), alpha=of_noise)
+
+    return run
+
+
+Q_SAMPLE = (
+    Variant("eager, randn_like", _q_sample_eager, draws_own_noise=True),
+    Variant("eager, in place", _q_sample_in_place, draws_own_noise=True),
+    Variant(
+        "eager, compiled",
+        lambda case, inputs: _q_sample_eager(case, inputs, compiled=True),
+        draws_own_noise=True,
+        slow_start=True,
+    ),
+)
+DENOISE_STEP = (
+    Variant("eager, randn_like", _denoise_eager, draws_own_noise=True),
+    Variant("eager, in place", _denoise_in_place, draws_own_noise=True),
+    Variant(
+        "eager, compiled",
+        lambda case, inputs: _denoise_eager(case, inputs, compiled=True),
+        draws_own_noise=True,
+        slow_start=True,
+    ),
+)
+
+
+# philox_normal: sample (B,) -> (B, T, C)
+
+
+def _randn(case: Case, inputs: Inputs) -> Function:
+    out = torch.empty([case.shape[name] for name in "BTC"], device=inputs["sample"].device)
+    return lambda inputs: out.normal_()
+
+
+PHILOX_NORMAL = (Variant("torch.randn", _randn, draws_own_noise=True),)
+
+
+def exact_normals(case: Case, sample: Tensor, step: Tensor) -> Tensor:
+    """(B, T, C) float64 normals of our stream: the integers of the reference, then Box-Muller from the library."""
+    elements = case.shape["T"] * case.shape["C"]
+    group = torch.arange(-(-elements // 4), device=sample.device)
+    words = philox4x32((group, torch.zeros_like(group), step[:, None], sample[:, None]), SEED)
+    u0, u1, u2, u3 = (uniform(word).double() for word in torch.broadcast_tensors(*words))
+    pairs = []
+    for radial, turn in ((u0, u1), (u2, u3)):
+        radius = (-2 * radial.log()).sqrt()
+        pairs += [radius * (2 * math.pi * turn).cos(), radius * (2 * math.pi * turn).sin()]
+    return torch.stack(pairs, -1).flatten(1)[:, :elements].unflatten(1, (case.shape["T"], case.shape["C"]))

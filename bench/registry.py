@@ -1,0 +1,342 @@
+"""What is measured. A new row is a `Case` in `CASES`; a new backend of an op appears in its rows by itself.
+
+Floors are counted by hand. Bytes: each input read once, each output written once. Operations: additions and
+multiplications of the formula itself (a multiply-add is two), so that a floor is what no implementation can beat.
+"""
+
+import torch
+from torch import Tensor
+
+import sinmdm.kernels as ops
+from sinmdm.kernels._dispatch import implementations
+
+from . import peers
+from .case import Case, Function, Inputs, Op, Variant
+
+# Ten Philox rounds of 2 wide products and 4 xors for four normals, and for each normal half a Box-Muller pair
+# (logarithm of degree 8, square root, sine and cosine of degrees 4 and 5): 15 + 25.
+OPERATIONS_PER_NORMAL = 40
+SHORT = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def _ours(name: str, build) -> Variant:  # type: ignore[no-untyped-def]
+    return Variant(f"sinmdm {name}", build, ours=True)
+
+
+# window_attention
+
+
+def _attention_inputs(case: Case, generator: torch.Generator) -> Inputs:
+    sizes = [case.shape[name] for name in "BTHD"]
+    tensors = {name: torch.randn(sizes, generator=generator).to(case.torch_dtype) for name in ("q", "k", "v")}
+    tensors["rel_bias"] = 0.5 * torch.randn(case.shape["H"], 2 * case.shape["w"] + 1, generator=generator)
+    return tensors | {"grad_out": torch.randn(sizes, generator=generator).to(case.torch_dtype)}
+
+
+def _attention(backend: str | None):  # type: ignore[no-untyped-def]
+    def build(case: Case, inputs: Inputs) -> Function:
+        def run(inputs: Inputs) -> Tensor:
+            q, k, v, rel_bias = (inputs[name] for name in ("q", "k", "v", "rel_bias"))
+            return ops.window_attention(q, k, v, rel_bias, window=case.shape["w"], backend=backend)
+
+        return run
+
+    return build
+
+
+WINDOW_ATTENTION = Op(
+    "window_attention",
+    inputs=_attention_inputs,
+    exact=_attention("reference"),
+    ours=lambda backend: _ours(backend, _attention(backend)),
+    differentiable=("q", "k", "v", "rel_bias"),
+)
+
+
+def _visible_pairs(frames: int, window: int) -> int:
+    """Pairs (query, key) no more than `window` apart: the ends see less than 2 window + 1 keys."""
+    w = min(window, frames - 1)
+    return frames * (2 * w + 1) - w * (w + 1)
+
+
+def attention_case(
+    T: int,
+    w: int = 16,
+    *,
+    B: int = 1,
+    H: int = 8,
+    D: int = 64,
+    dtype: str = "float32",
+    backward: bool = False,
+    devices: tuple[str, ...] = ("cpu",),
+    quick: bool = False,
+) -> Case:
+    """A case of window_attention with a learned bias, `w` frames each side.
+
+    Forward: q, k, v read, out and lse written; two products of 2 D operations a visible pair.
+    Backward: q, k, v, out, grad_out and lse read, dq, dk, dv written; five products.
+    """
+    passes = "fwdbwd" if backward else "fwd"
+    tensor = B * T * H * D * (2 if dtype == "bfloat16" else 4)
+    lse = 4 * B * T * H
+    return Case(
+        f"window_attention-{passes}-B{B}-T{T}-w{w}-{SHORT[dtype]}",
+        WINDOW_ATTENTION,
+        {"B": B, "T": T, "H": H, "D": D, "w": w},
+        dtype,
+        peers.WINDOW_ATTENTION,
+        bytes_moved=4 * tensor + lse + backward * (8 * tensor + lse),
+        operations=(14 if backward else 4) * D * B * H * _visible_pairs(T, w),
+        backward=backward,
+        devices=devices,
+        quick=quick,
+    )
+
+
+# qna_attention
+
+
+def _qna_inputs(case: Case, generator: torch.Generator) -> Inputs:
+    sizes = [case.shape[name] for name in "BTHD"]
+    return {
+        "scores": torch.randn(sizes[:3], generator=generator).to(case.torch_dtype),
+        "values": torch.randn(sizes, generator=generator).to(case.torch_dtype),
+        "rel_bias": 0.5 * torch.randn(case.shape["H"], 2 * case.shape["w"] + 1, generator=generator),
+        "grad_out": torch.randn(sizes, generator=generator).to(case.torch_dtype),
+    }
+
+
+def _qna(backend: str | None):  # type: ignore[no-untyped-def]
+    def build(case: Case, inputs: Inputs) -> Function:
+        def run(inputs: Inputs) -> Tensor:
+            scores, values, rel_bias = (inputs[name] for name in ("scores", "values", "rel_bias"))
+            return ops.qna_attention(scores, values, rel_bias, window=case.shape["w"], backend=backend)
+
+        return run
+
+    return build
+
+
+QNA_ATTENTION = Op(
+    "qna_attention",
+    inputs=_qna_inputs,
+    exact=_qna("reference"),
+    ours=lambda backend: _ours(backend, _qna(backend)),
+    differentiable=("scores", "values", "rel_bias"),
+)
+
+
+def qna_case(
+    B: int, T: int, *, w: int = 1, H: int = 4, D: int = 32, backward: bool = False, quick: bool = False
+) -> Case:
+    """A case of qna_attention with the head sizes of the published network (width 128, heads of 32, kernel 3).
+
+    Forward: scores and values read, out written; a multiply-add for each channel of a visible pair.
+    Backward: scores, values and grad_out read, dscores and dvalues written; two multiply-adds.
+    """
+    passes = "fwdbwd" if backward else "fwd"
+    values, scores = 4 * B * T * H * D, 4 * B * T * H
+    return Case(
+        f"qna_attention-{passes}-B{B}-T{T}-w{w}-f32",
+        QNA_ATTENTION,
+        {"B": B, "T": T, "H": H, "D": D, "w": w},
+        "float32",
+        peers.QNA_ATTENTION,
+        bytes_moved=2 * values + scores + backward * (3 * values + 2 * scores),
+        operations=(6 if backward else 2) * D * B * H * _visible_pairs(T, w),
+        backward=backward,
+        quick=quick,
+    )
+
+
+# q_sample, denoise_step, philox_normal: states (B, T, C)
+
+
+def _sizes(case: Case) -> list[int]:
+    return [case.shape[name] for name in "BTC"]
+
+
+def _q_sample_inputs(case: Case, generator: torch.Generator) -> Inputs:
+    t = torch.randint(peers.STEPS, (case.shape["B"],), generator=generator)
+    return {"x0": torch.randn(_sizes(case), generator=generator), "t": t}
+
+
+def _q_sample(backend: str):  # type: ignore[no-untyped-def]
+    def build(case: Case, inputs: Inputs) -> Function:
+        out, table = torch.empty_like(inputs["x0"]), peers.schedule()
+        return lambda inputs: ops.q_sample(
+            inputs["x0"], inputs["t"], table, seed=peers.SEED, step=peers.STREAM_STEP, out=out, backend=backend
+        )
+
+    return build
+
+
+def _exact_q_sample(case: Case, inputs: Inputs) -> Function:
+    def run(inputs: Inputs) -> Tensor:
+        signal, sigma = peers.forward_factors(inputs, torch.float64)
+        rows = torch.arange(case.shape["B"], device=inputs["x0"].device)
+        normals = peers.exact_normals(case, rows, torch.full_like(rows, peers.STREAM_STEP))
+        return signal * inputs["x0"] + sigma * normals
+
+    return run
+
+
+def _q_sample_normals(case: Case, inputs: Inputs, out: Tensor) -> Tensor:
+    signal, sigma = peers.forward_factors(inputs, torch.float64)
+    return (out.double() - signal * inputs["x0"]) / sigma
+
+
+Q_SAMPLE = Op(
+    "q_sample",
+    inputs=_q_sample_inputs,
+    exact=_exact_q_sample,
+    ours=lambda backend: _ours(backend, _q_sample(backend)),
+    normals_of=_q_sample_normals,
+)
+
+
+def _denoise_inputs(case: Case, generator: torch.Generator) -> Inputs:
+    return {name: torch.randn(_sizes(case), generator=generator) for name in ("x_t", "model_output")}
+
+
+def _denoise(backend: str):  # type: ignore[no-untyped-def]
+    def build(case: Case, inputs: Inputs) -> Function:
+        out, table = torch.empty_like(inputs["x_t"]), peers.schedule()
+        return lambda inputs: ops.denoise_step(
+            inputs["x_t"], inputs["model_output"], peers.STEP, table, seed=peers.SEED, out=out, backend=backend
+        )
+
+    return build
+
+
+def _denoised_mean(inputs: Inputs) -> Tensor:
+    of_x0, of_x, _ = peers.step_factors()
+    return of_x0 * inputs["model_output"].double() + of_x * inputs["x_t"].double()
+
+
+def _exact_denoise(case: Case, inputs: Inputs) -> Function:
+    def run(inputs: Inputs) -> Tensor:
+        rows = torch.arange(case.shape["B"], device=inputs["x_t"].device)
+        normals = peers.exact_normals(case, rows, torch.full_like(rows, peers.STEP))
+        return _denoised_mean(inputs) + peers.step_factors()[2] * normals
+
+    return run
+
+
+def _denoise_normals(case: Case, inputs: Inputs, out: Tensor) -> Tensor:
+    return (out.double() - _denoised_mean(inputs)) / peers.step_factors()[2]
+
+
+DENOISE_STEP = Op(
+    "denoise_step",
+    inputs=_denoise_inputs,
+    exact=_exact_denoise,
+    ours=lambda backend: _ours(backend, _denoise(backend)),
+    normals_of=_denoise_normals,
+)
+
+
+def _philox_inputs(case: Case, generator: torch.Generator) -> Inputs:
+    return {"sample": torch.arange(case.shape["B"])}
+
+
+def _philox(backend: str):  # type: ignore[no-untyped-def]
+    def build(case: Case, inputs: Inputs) -> Function:
+        out = torch.empty(_sizes(case), device=inputs["sample"].device)
+        frames_channels = (case.shape["T"], case.shape["C"])
+        return lambda inputs: ops.philox_normal(
+            frames_channels,
+            seed=peers.SEED,
+            step=peers.STREAM_STEP,
+            sample=inputs["sample"],
+            out=out,
+            backend=backend,
+        )
+
+    return build
+
+
+def _exact_philox(case: Case, inputs: Inputs) -> Function:
+    return lambda inputs: peers.exact_normals(
+        case, inputs["sample"], torch.full_like(inputs["sample"], peers.STREAM_STEP)
+    )
+
+
+PHILOX_NORMAL = Op(
+    "philox_normal",
+    inputs=_philox_inputs,
+    exact=_exact_philox,
+    ours=lambda backend: _ours(backend, _philox(backend)),
+    normals_of=lambda case, inputs, out: out.double(),
+)
+
+# What a state is read and written (tensors), and the operations on it beside its noise.
+_STATE_OPS = {
+    "q_sample": (Q_SAMPLE, peers.Q_SAMPLE, 2, 3),  # x0 read, x_t written; a product and a multiply-add
+    "denoise_step": (DENOISE_STEP, peers.DENOISE_STEP, 3, 5),  # x_t and the output read, the new state written
+    "philox_normal": (PHILOX_NORMAL, peers.PHILOX_NORMAL, 1, 0),  # written
+}
+
+
+def state_case(op: str, B: int, T: int, *, C: int = 174, quick: bool = False) -> Case:
+    """A case of an op on a state of `C` channels, with the noise drawn inside."""
+    declared, others, tensors, operations = _STATE_OPS[op]
+    elements = B * T * C
+    return Case(
+        f"{op}-B{B}-T{T}-f32",
+        declared,
+        {"B": B, "T": T, "C": C},
+        "float32",
+        others,
+        bytes_moved=4 * tensors * elements,
+        operations=(operations + OPERATIONS_PER_NORMAL) * elements,
+        quick=quick,
+    )
+
+
+# The main job (a training step of the `small` preset, a denoising step of the sampler) goes here: an `Op` whose
+# `exact` is the step in float64, with the plain PyTorch network as first peer.
+MAIN_JOB: tuple[Case, ...] = ()
+
+CASES: tuple[Case, ...] = (
+    # T grows at a fixed window: everything but the dense mask should grow linearly.
+    *(attention_case(T, quick=T == 256) for T in (256, 1024, 4096)),
+    *(attention_case(T, backward=True, quick=T == 256) for T in (256, 1024, 4096)),
+    # The window grows at a fixed T.
+    *(attention_case(4096, w) for w in (64, 256)),
+    *(attention_case(1024, dtype="bfloat16", backward=backward) for backward in (False, True)),
+    # A GPU: batches that fill it.
+    *(
+        attention_case(T, B=8, dtype="bfloat16", backward=backward, devices=("cuda",))
+        for backward in (False, True)
+        for T in (1024, 4096, 16384)
+    ),
+    qna_case(10, 200, quick=True),  # ten samples of 200 frames in the sampler
+    qna_case(64, 648),  # a published training batch
+    qna_case(64, 648, backward=True),
+    state_case("q_sample", 64, 1024),
+    state_case("denoise_step", 64, 1024),
+    state_case("denoise_step", 1, 200, quick=True),  # one sample: a matter of microseconds
+    state_case("philox_normal", 64, 1024),
+    state_case("philox_normal", 1, 648, quick=True),
+    *MAIN_JOB,
+)
+
+
+def variants(case: Case, device: str) -> tuple[Variant, ...]:
+    """The case's peers and every backend of ours for this kind of device, ours first, fastest first."""
+    elsewhere = {"cpu": ("cuda", "triton"), "cuda": ("cpu",)}[device]
+    table = implementations()
+    have = table.get(case.op.name, ())
+    if case.backward:
+        have = tuple(name for name in have if name in table.get(f"{case.op.name}_backward", have))
+    return (*(case.op.ours(name) for name in have if name not in elsewhere), *case.peers)
+
+
+def select(filter_: str | None, device: str, quick: bool) -> tuple[Case, ...]:
+    """The cases for a device whose name contains `filter_`."""
+    return tuple(
+        case
+        for case in CASES
+        if device in case.devices and (case.quick or not quick) and (filter_ is None or filter_ in case.name)
+    )

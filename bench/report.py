@@ -1,0 +1,289 @@
+"""What was measured, as text, JSON, a plot, and the table in the README."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from . import provenance, registry
+from .case import Case
+from .floor import Floor
+from .timing import Result
+
+FORMAT = 1
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
+def to_json(result: Result, floor: Floor) -> dict:
+    """A case and its rows; times in milliseconds."""
+
+    def milliseconds(seconds: float | None) -> float | None:
+        return None if seconds is None else float(f"{1e3 * seconds:.4g}")
+
+    case = result.case
+    return {
+        "name": case.name,
+        "op": case.op.name,
+        "shape": dict(case.shape),
+        "dtype": case.dtype,
+        "backward": case.backward,
+        "baseline": case.baseline,
+        "bytes_moved": case.bytes_moved,
+        "operations": case.operations,
+        "floor_ms": milliseconds(floor.seconds(case)),
+        "floor_by_bytes_ms": milliseconds(floor.by_bytes(case)),
+        "floor_by_operations_ms": milliseconds(floor.by_operations(case)),
+        "status": "ok" if result.ok else "FAILED",
+        "rows": [
+            {
+                "variant": row.variant,
+                "ours": row.ours,
+                "status": row.status,
+                "reason": row.reason,
+                "median_ms": milliseconds(row.median),
+                "p20_ms": milliseconds(row.p20),
+                "p80_ms": milliseconds(row.p80),
+                "samples": row.samples,
+                "extra_mb": None if row.extra_bytes is None else round(row.extra_bytes / 1e6, 1),
+                "errors": {name: float(f"{error:.3g}") for name, error in row.errors.items()},
+            }
+            for row in result.rows
+        ],
+    }
+
+
+def document(cases: list[dict], floor: Floor, where: dict, settings: dict) -> dict:
+    """Everything that a results file holds."""
+    return {
+        "format": FORMAT,
+        "provenance": where,
+        "settings": settings,
+        "floor": {
+            "copy_gb_per_s": round(floor.copy / 1e9, 1),
+            "products_gflop_per_s": {name: round(rate / 1e9, 1) for name, rate in floor.products.items()},
+        },
+        "cases": cases,
+    }
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a results file atomically."""
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict:
+    """A results file. Raises ValueError where it is none."""
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path.name} is not a results file of format {FORMAT}: measure again")
+    return content
+
+
+# Text
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _sizes(case: dict) -> str:
+    return ", ".join(f"{name} {size}" for name, size in case["shape"].items())
+
+
+def case_text(case: dict) -> str:
+    """The table of one case."""
+    floor = case["floor_ms"]
+    lines = [
+        f"{case['name']}   {_sizes(case)}, {case['dtype']}   floor {_number(floor)} ms "
+        f"({_number(case['floor_by_bytes_ms'])} by bytes, {_number(case['floor_by_operations_ms'])} by operations)"
+    ]
+    if case["status"] == "FAILED":
+        lines.append("  FAILED: no timing")
+        lines += [
+            f"    {row['variant']}: {row['reason'] or 'ok'}" for row in case["rows"] if row["status"] != "unavailable"
+        ]
+        return "\n".join(lines)
+    lines.append(
+        f"  {'':28}{'median ms':>10}{'p20':>9}{'p80':>9}{'samples':>9}{'x baseline':>12}{'x floor':>9}{'extra MB':>10}"
+        f"{'error':>9}"
+    )
+    baseline = next((row["median_ms"] for row in case["rows"] if row["variant"] == case["baseline"]), None)
+    for row in case["rows"]:
+        if row["status"] == "unavailable":
+            lines.append(f"  {row['variant']:28}  {row['reason']}")
+            continue
+        median = row["median_ms"]
+        speed = f"{baseline / median:.2f}" if baseline else ""
+        error = f"{max(row['errors'].values()):.1e}" if row["errors"] else "law"
+        lines.append(
+            f"  {row['variant']:28}{_number(median):>10}{_number(row['p20_ms']):>9}{_number(row['p80_ms']):>9}"
+            f"{row['samples']:>9}{speed:>12}{_number(median / floor):>9}{_number(row['extra_mb']):>10}{error:>9}"
+        )
+    return "\n".join(lines)
+
+
+def head_text(content: dict) -> str:
+    """Machine, versions and floor of a results file."""
+    where, floor = content["provenance"], content["floor"]
+    machine = where["gpu"]["name"] if where["gpu"] else where["cpu"]["model"]
+    products = ", ".join(f"{name} {rate:.0f}" for name, rate in floor["products_gflop_per_s"].items())
+    allocator = ", ".join(f"{name}={value}" for name, value in where["allocator"].items()) or "as the system has it"
+    return "\n".join(
+        [
+            f"{machine}; {where['cpu']['usable_cpus']} CPUs, {where['torch_threads']} threads; torch {where['torch']}, "
+            f"Python {where['python']}; commit {where['commit']}, kernels {where['kernel_hash']}; {where['date']}",
+            f"floor: copy {floor['copy_gb_per_s']} GB/s (read + written); GFLOP/s: {products}",
+            f"allocator: {allocator}; load average at the start: {where['load_average']}",
+        ]
+    )
+
+
+# Plot
+
+
+def plot(cases: list[dict], path: Path) -> str | None:
+    """Time against T and against the window, on logarithmic axes. Returns why there is no plot, or None."""
+    panels = []
+    for title, axis, keep in (
+        ("window_attention, forward", "T", lambda c: not c["backward"] and c["shape"]["w"] == 16),
+        ("window_attention, forward + backward", "T", lambda c: c["backward"] and c["shape"]["w"] == 16),
+        ("window_attention, forward, T 4096", "w", lambda c: not c["backward"] and c["shape"]["T"] == 4096),
+    ):
+        dtype = "bfloat16" if any(c["name"].endswith("bf16") and c["shape"].get("B") == 8 for c in cases) else "float32"
+        points = [
+            c
+            for c in cases
+            if c["op"] == "window_attention" and c["status"] == "ok" and c["dtype"] == dtype and keep(c)
+        ]
+        points.sort(key=lambda c: c["shape"][axis])
+        if len(points) >= 2:
+            panels.append((title, axis, points))
+    if not panels:
+        return "no op was measured at two sizes"
+    try:
+        import matplotlib
+    except ImportError:
+        return "matplotlib is not installed"
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False, layout="constrained")
+    names = list(dict.fromkeys(row["variant"] for _, _, points in panels for c in points for row in c["rows"]))
+    for plotted, (title, axis, points) in zip(axes[0], panels, strict=True):
+        for index, name in enumerate(names):
+            line = [
+                (c["shape"][axis], row["median_ms"])
+                for c in points
+                for row in c["rows"]
+                if row["variant"] == name and row["median_ms"] is not None
+            ]
+            if line:
+                ours = name.startswith("sinmdm")
+                plotted.plot(
+                    *zip(*line, strict=True),
+                    marker="o" if ours else ".",
+                    linewidth=2.2 if ours else 1.2,
+                    color=f"C{index}",
+                    label=name,
+                )
+        sizes = [c["shape"][axis] for c in points]
+        plotted.plot(sizes, [c["floor_ms"] for c in points], "k:", label="floor")
+        plotted.set(title=title, xscale="log", yscale="log", ylabel="milliseconds")
+        plotted.set_xlabel("T, frames" if axis == "T" else "window, frames each side")
+        plotted.set_xticks(sizes, [str(size) for size in sizes])
+        plotted.minorticks_off()
+        plotted.grid(alpha=0.3)
+        plotted.legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+    os.replace(temporary, path)
+    return None
+
+
+# README
+
+
+def _markdown_row(case: Case, measured: dict | None, stale: bool) -> str:
+    if measured is None:
+        return f"| `{case.name}` | not measured | | | | | |"
+    if measured["status"] == "FAILED":
+        return f"| `{case.name}` | FAILED | | | | | |"
+    timed = [row for row in measured["rows"] if row["median_ms"] is not None]
+    ours = next((row for row in timed if row["ours"]), None)
+    baseline = next((row for row in timed if row["variant"] == measured["baseline"]), None)
+    others = sorted((row for row in timed if not row["ours"]), key=lambda row: row["median_ms"])
+    if ours is None:
+        return f"| `{case.name}` | not measured | | | | | |"
+    name = f"`{case.name}`" + (" (stale)" if stale else "")
+    time = f"{_number(ours['median_ms'])} ({ours['variant'].removeprefix('sinmdm ')})"
+    usual = f"{_number(baseline['median_ms'])} ({baseline['variant']})" if baseline else ""
+    best = f"{_number(others[0]['median_ms'])} ({others[0]['variant']})" if others else ""
+    gains = [f"{_number(row['median_ms'] / ours['median_ms'])}" for row in (baseline, *others[:1]) if row]
+    return (
+        f"| {name} | {time} | {usual} | {best} | {' / '.join(gains)} | {_number(measured['floor_ms'])} |"
+        f" {_number(ours['median_ms'] / measured['floor_ms'])} |"
+    )
+
+
+def markdown(contents: list[dict], today: str | None = None) -> str:
+    """The README's table, one for each device that has a results file; rows that need measuring say so."""
+    today = today or provenance.kernel_hash()
+    parts = []
+    for content in contents or [None]:
+        device = content["provenance"]["device"] if content else "cpu"
+        measured = {case["name"]: case for case in content["cases"]} if content else {}
+        stale = content is not None and provenance.is_stale(content["provenance"], today)
+        lines = [f"{line}  " for line in head_text(content).splitlines()] if content else ["Nothing is measured yet."]
+        if stale:
+            lines.append("**Stale: the kernels have changed since; run `python -m bench`.**")
+        lines += [
+            "",
+            "| case | sinmdm, ms (backend) | torch's own way, ms | fastest peer, ms | times faster than each "
+            "| floor, ms | times the floor |",
+            "|---|---|---|---|---|---|---|",
+            *(_markdown_row(case, measured.get(case.name), stale) for case in registry.CASES if device in case.devices),
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def load_results(folder: Path) -> list[dict]:
+    """The full results of every device that was measured, CPU first."""
+    contents = [read_json(path) for path in sorted(folder.glob("*-full.json"))]
+    return sorted(contents, key=lambda content: content["provenance"]["device"])
+
+
+def update_readme(path: Path, table: str) -> bool:
+    """Put `table` between the markers of a README; True where that changed it.
+
+    Raises ValueError where the file has not exactly one pair of markers, and FileNotFoundError where there is no file.
+    """
+    text = path.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{path.name} needs one line {BEGIN} and, after it, one line {END}")
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    updated = f"{head}{BEGIN}\n{table}\n{END}{tail}"
+    if updated != text:
+        write_atomically(path, updated.encode())
+    return updated != text

@@ -1,0 +1,23 @@
+"""What the tests of the ops share: each test that takes `backend` runs on every backend that its module's OP has here."""
+
+import pytest
+
+from sinmdm.kernels import _dispatch
+
+HOST_BACKENDS = ("reference", "cpu")  # the GPU's are in test_gpu.py
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    op = getattr(metafunc.module, "OP", None)
+    if op is not None and "backend" in metafunc.fixturenames:
+        have = _dispatch.implementations()[op]
+        metafunc.parametrize("backend", [name for name in HOST_BACKENDS if name in have])
+
+
+@pytest.fixture(autouse=True)
+def _machine_has_backend(request: pytest.FixtureRequest) -> None:
+    backend = request.node.callspec.params.get("backend") if hasattr(request.node, "callspec") else None
+    if backend in HOST_BACKENDS:
+        lacks = _dispatch.machine_lacks(backend)
+        if lacks is not None:
+            pytest.skip(f"no {backend} backend: {lacks}")

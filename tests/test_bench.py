@@ -1,0 +1,373 @@
+"""The benchmark itself: its rows, its gate, and what it writes."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # bench is not installed: it is run from the checkout
+
+from bench import __main__ as command  # noqa: E402
+from bench import floor, peers, provenance, registry, report, timing  # noqa: E402
+from bench.case import Case, Variant  # noqa: E402
+from sinmdm.kernels._dispatch import implementations  # noqa: E402
+
+FLOOR = floor.Floor(copy=1e10, products={"x @ y, float32": 1e11, "linear, bfloat16": 2e11})
+
+
+def small_cases() -> list[Case]:
+    return [
+        *(
+            registry.attention_case(T, w, backward=b)
+            for T, w in ((20, 4), (70, 3), (5, 9), (1, 0))
+            for b in (False, True)
+        ),
+        registry.attention_case(40, 5, B=2, dtype="bfloat16", backward=True),
+        *(registry.qna_case(2, 21, w=w, backward=b) for w in (1, 3) for b in (False, True)),
+        *(registry.state_case(op, 3, 31, C=7) for op in ("q_sample", "denoise_step", "philox_normal")),
+    ]
+
+
+def variants_without_compiler(case: Case) -> tuple[Variant, ...]:
+    return tuple(variant for variant in registry.variants(case, "cpu") if not variant.slow_start)
+
+
+# The registry
+
+
+def test_every_op_has_a_row() -> None:
+    ops = implementations()
+    forward = {name for name in ops if not name.endswith("_backward")}
+    assert forward <= {case.op.name for case in registry.CASES}
+    backward = {name.removesuffix("_backward") for name in ops if name.endswith("_backward")}
+    assert backward <= {case.op.name for case in registry.CASES if case.backward}
+
+
+def test_rows_are_well_formed() -> None:
+    names = [case.name for case in registry.CASES]
+    assert len(set(names)) == len(names)
+    for case in registry.CASES:
+        assert case.bytes_moved > 0
+        assert case.operations > 0
+        for device in case.devices:
+            variants = registry.variants(case, device)
+            assert any(variant.ours for variant in variants), case.name
+            assert len({variant.name for variant in variants}) == len(variants)
+        assert not case.peers[0].slow_start, "--quick would lack the baseline"
+
+
+@pytest.mark.parametrize(("frames", "window"), [(1, 0), (5, 2), (5, 4), (5, 9), (33, 16)])
+def test_visible_pairs_are_counted(frames: int, window: int) -> None:
+    counted = sum(abs(i - j) <= window for i in range(frames) for j in range(frames))
+    assert registry._visible_pairs(frames, window) == counted
+
+
+def test_selection() -> None:
+    assert {case.op.name for case in registry.select("philox", "cpu", quick=False)} == {"philox_normal"}
+    quick = registry.select(None, "cpu", quick=True)
+    assert {case.op.name for case in quick} >= {"window_attention", "denoise_step", "philox_normal"}
+    assert len(quick) < len(registry.select(None, "cpu", quick=False))
+
+
+# The gate
+
+
+@pytest.mark.parametrize("case", small_cases(), ids=lambda case: case.name)
+def test_every_peer_computes_the_same(case: Case) -> None:
+    rows, calls = timing.gate(case, variants_without_compiler(case), timing.make_inputs(case, "cpu"), "cpu")
+    assert {row.variant: row.reason for row in rows if row.status == "FAILED"} == {}
+    assert case.baseline in calls
+    assert "sinmdm reference" in calls
+
+
+def sabotaged(variant: Variant, factor: float, **changes: object) -> Variant:
+    def build(case, inputs):  # type: ignore[no-untyped-def]
+        function = variant.build(case, inputs)
+        return lambda inputs: function(inputs) * factor
+
+    return dataclasses.replace(variant, name="sabotaged", build=build, **changes)
+
+
+def test_a_wrong_peer_stops_the_clock() -> None:
+    case = registry.attention_case(20, 4)
+    result = timing.run(case, (case.op.ours("reference"), case.peers[0], sabotaged(case.peers[0], 1.01)), "cpu", 0.01)
+    assert not result.ok
+    assert [row.status for row in result.rows] == ["ok", "ok", "FAILED"]
+    assert all(row.median is None for row in result.rows)
+    text = report.case_text(report.to_json(result, FLOOR))
+    assert "FAILED: no timing" in text
+    assert "sabotaged: out is off by 0.01" in text
+
+
+def test_ours_is_held_to_the_error_of_plain_pytorch() -> None:
+    case = registry.attention_case(20, 4)
+    reference = case.op.ours("reference")
+    slightly_wrong = sabotaged(reference, 1 + 1e-5)  # right to half of the digits
+    inputs = timing.make_inputs(case, "cpu")
+    for ours, status in ((True, "FAILED"), (False, "ok")):
+        variant = dataclasses.replace(slightly_wrong, ours=ours)
+        rows, _ = timing.gate(case, (reference, case.peers[0], variant), inputs, "cpu")
+        assert rows[2].status == status
+
+
+def test_wrong_gradients_stop_the_clock() -> None:
+    case = registry.attention_case(20, 4, backward=True)
+
+    def build(case, inputs):  # type: ignore[no-untyped-def]
+        function = case.peers[0].build(case, inputs)
+        return lambda inputs: (
+            function(inputs | {"rel_bias": inputs["rel_bias"].detach() * 0 + inputs["rel_bias"]})
+            + (inputs["rel_bias"].sum() - inputs["rel_bias"].sum().detach())
+        )
+
+    rows, _ = timing.gate(
+        case, (case.peers[0], Variant("same result, other gradient", build)), timing.make_inputs(case, "cpu"), "cpu"
+    )
+    assert [row.status for row in rows] == ["ok", "FAILED"]
+    assert rows[1].reason.startswith("d_rel_bias")
+
+
+@pytest.mark.parametrize("op", ["q_sample", "denoise_step", "philox_normal"])
+def test_noise_of_another_law_stops_the_clock(op: str) -> None:
+    case = registry.state_case(op, 4, 500, C=20)
+    rows, _ = timing.gate(case, (case.peers[0], sabotaged(case.peers[0], 1.2)), timing.make_inputs(case, "cpu"), "cpu")
+    assert [row.status for row in rows] == ["ok", "FAILED"]
+    assert "variance" in rows[1].reason
+
+
+def test_law_of_uniform_numbers_is_refused() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert timing.law_error(torch.randn(10000, generator=generator)) is None
+    uniform = (torch.rand(10000, generator=generator) - 0.5) * 12**0.5  # mean 0, variance 1
+    assert "fourth moment" in (timing.law_error(uniform) or "")
+    assert timing.law_error(torch.full((10,), torch.nan)) is not None
+
+
+def test_what_cannot_run_is_not_a_failure() -> None:
+    case = registry.attention_case(20, 4)
+
+    def broken(case, inputs):  # type: ignore[no-untyped-def]
+        raise RuntimeError("no compiler\nand more")
+
+    declining = Variant("declining", broken, declines=lambda case, device: f"not on the {device}")
+    result = timing.run(case, (case.op.ours("reference"), declining, Variant("broken", broken)), "cpu", 0.01)
+    assert result.ok
+    assert [row.reason for row in result.rows] == ["", "not on the cpu", "RuntimeError: no compiler"]
+    assert result.rows[0].median is not None
+    rows, _ = timing.gate(case, (Variant("broken", broken, ours=True),), timing.make_inputs(case, "cpu"), "cpu")
+    assert rows[0].status == "FAILED"
+
+
+def test_a_forced_backend_that_is_missing_is_unavailable() -> None:
+    case = registry.attention_case(20, 4)
+    rows, calls = timing.gate(case, (case.op.ours("cuda"),), timing.make_inputs(case, "cpu"), "cpu")
+    assert rows[0].status == "unavailable"
+    assert not calls
+
+
+def test_every_variant_gets_its_turns() -> None:
+    turns = []
+    calls = {name: (lambda name=name: turns.append(name)) for name in "abc"}
+    samples = timing.interleave(calls, "cpu", budget=0.01)
+    assert all(len(times) >= timing.LEAST_ROUNDS for times in samples.values())
+    assert set(turns) == set("abc")
+
+
+def test_extra_memory_is_the_peak_of_a_call() -> None:
+    call_bytes = 64 * 2**20
+
+    def call() -> tuple[torch.Tensor, ...]:
+        torch.ones(call_bytes // 4)
+        return (torch.ones(1),)
+
+    measured = timing.extra_bytes(call, "cpu")
+    if measured is None:
+        pytest.skip("this system does not count a process's peak")
+    assert 0.9 * call_bytes < measured < 1.2 * call_bytes
+
+
+# Provenance
+
+
+def test_kernel_hash_follows_the_sources(tmp_path: Path) -> None:
+    (tmp_path / "kernels" / "op").mkdir(parents=True)
+    (tmp_path / "csrc").mkdir()
+    source = tmp_path / "kernels" / "op" / "reference.py"
+    source.write_text("x = 1\n")
+    before = provenance.kernel_hash(tmp_path)
+    (tmp_path / "kernels" / "op" / "notes.txt").write_text("no source")
+    assert provenance.kernel_hash(tmp_path) == before
+    source.write_text("x = 2\n")
+    changed = provenance.kernel_hash(tmp_path)
+    assert changed != before
+    (tmp_path / "csrc" / "op.cpp").write_text("")
+    assert provenance.kernel_hash(tmp_path) != changed
+    assert provenance.is_stale({"kernel_hash": before}, changed)
+    assert not provenance.is_stale({"kernel_hash": changed}, changed)
+    assert provenance.is_stale({}, changed)
+
+
+def test_provenance_is_json_and_names_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/some/where/allocator.so")
+    collected = provenance.collect("cpu")
+    text = json.dumps(collected)
+    assert collected["allocator"]["LD_PRELOAD"] == "allocator.so"
+    assert str(ROOT) not in text
+    assert str(Path.home()) + os.sep not in text
+    assert collected["kernel_hash"] == provenance.kernel_hash()
+
+
+# What is written
+
+
+@pytest.fixture(scope="module")
+def content() -> dict:
+    case = registry.select("philox_normal-B1", "cpu", quick=True)[0]
+    result = timing.run(case, registry.variants(case, "cpu"), "cpu", 0.02)
+    return report.document([report.to_json(result, FLOOR)], FLOOR, provenance.collect("cpu"), {"case_set": "full"})
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path, content: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "cpu-full.json"
+    report.write_json(path, content)
+    assert report.read_json(path) == content
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="disk full"):
+            report.write_json(path, {"format": 0})
+    assert report.read_json(path) == content
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_other_formats_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cpu-full.json"
+    path.write_text('{"format": 99}')
+    with pytest.raises(ValueError, match="measure again"):
+        report.read_json(path)
+
+
+def test_readme_table(tmp_path: Path, content: dict) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    table = report.markdown([content])
+    assert report.update_readme(readme, table)
+    assert not report.update_readme(readme, table), "the second time changes nothing"
+    text = readme.read_text()
+    assert text.startswith(f"before\n{report.BEGIN}\n")
+    assert text.endswith(f"{report.END}\nafter\n")
+    assert "old" not in text
+    assert "Stale" not in text
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| `")}
+    assert "torch.randn" in lines["`philox_normal-B1-T648-f32`"]
+    assert "not measured" in lines["`philox_normal-B64-T1024-f32`"]
+    cpu_cases = registry.select(None, "cpu", quick=False)
+    assert len(lines) == len(cpu_cases)
+
+
+def test_readme_says_what_is_stale(content: dict) -> None:
+    table = report.markdown([content], today="another")
+    assert "**Stale" in table
+    assert "`philox_normal-B1-T648-f32` (stale)" in table
+
+
+def test_readme_without_results() -> None:
+    assert report.markdown([]).count("not measured") == len(registry.select(None, "cpu", quick=False))
+
+
+@pytest.mark.parametrize("text", ["", report.BEGIN, report.END + report.BEGIN, 2 * (report.BEGIN + report.END)])
+def test_readme_needs_its_markers(tmp_path: Path, text: str) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ValueError, match="needs one line"):
+        report.update_readme(readme, "table")
+    assert readme.read_text() == text
+
+
+def test_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    cases = []
+    for frames in (8, 24):
+        case = registry.attention_case(frames)
+        rows = [timing.Row("sinmdm reference", ours=True, median=1e-3 * frames), timing.Row(case.baseline, median=1e-3)]
+        cases.append(report.to_json(timing.Result(case, rows), FLOOR))
+    assert report.plot(cases[:1], tmp_path / "plot.png") is not None
+    assert report.plot(cases, tmp_path / "plot.png") is None
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+# The command
+
+
+def test_a_failed_gate_fails_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = registry.attention_case(20, 4)
+    monkeypatch.setattr(registry, "CASES", (dataclasses.replace(case, peers=(sabotaged(case.peers[0], 2.0),)),))
+    monkeypatch.setattr(floor, "measure", lambda *_, **__: FLOOR)
+    assert command.main(["--output", str(tmp_path)]) == command.FAILED
+    (written,) = tmp_path.glob("*.json")
+    assert written.name == "cpu-full.json"
+    assert report.read_json(written)["cases"][0]["status"] == "FAILED"
+    assert "FAILED" in report.markdown(report.load_results(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--filter", "nothing"], "no case contains 'nothing'"),
+        (["--device", "abacus"], "invalid choice"),
+        (["--update-readme", "--quick"], "measures nothing"),
+        (["--output", __file__], "is not a folder"),
+        pytest.param(
+            ["--device", "cuda"],
+            "sees no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
+        ),
+    ],
+)
+def test_bad_arguments(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        command.main(arguments)
+    assert exit_.value.code == command.USAGE
+    assert said in capsys.readouterr().err
+
+
+def test_file_names() -> None:
+    assert command.file_stem("cpu", False, None) == "cpu-full"
+    assert command.file_stem("cpu", True, None) == "cpu-quick"
+    assert command.file_stem("cpu", False, "qna_attention-fwd") == "cpu-qna_attention-fwd-part"
+    assert command.file_stem("cpu", True, "a/b") == "cpu-a-b-quick"
+
+
+def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--filter", "philox", "--output", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    written = report.read_json(tmp_path / "cpu-philox-quick.json")
+    assert [case["name"] for case in written["cases"]] == ["philox_normal-B1-T648-f32"]
+    rows = {row["variant"]: row for row in written["cases"][0]["rows"]}
+    assert {"sinmdm reference", "torch.randn"} <= set(rows)
+    assert rows["torch.randn"]["p20_ms"] <= rows["torch.randn"]["median_ms"] <= rows["torch.randn"]["p80_ms"]
+    assert written["floor"]["copy_gb_per_s"] > 0
+    assert not provenance.is_stale(written["provenance"])
+    if sys.platform == "linux":
+        assert set(command.ALLOCATOR) <= set(written["provenance"]["allocator"])
+    assert "philox_normal-B1-T648-f32" in done.stdout
+    assert "[1/1" in done.stderr
+    assert command.main(["--list", "--filter", "philox", "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("not measured") == 2, "a filtered run is no full result"
+    assert peers.PHILOX_NORMAL[0].name in rows
