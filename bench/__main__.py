@@ -12,7 +12,7 @@ import torch
 from . import floor, provenance, registry, report, timing
 from .timing import say
 
-BUDGET = 3.0  # seconds of timing for a case, beside its gate
+BUDGET = 2.0  # seconds of timing for a case, beside its gate
 QUICK_BUDGET = 0.5
 RESULTS = provenance.ROOT / "bench" / "results"
 # glibc gives a large block back to the system as soon as it is freed, and its pages fault in again on every call. With
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _stored(folder: Path, device: str) -> dict[str, str]:
     """Case name -> "fresh" or "stale", of the full results for a kind of device."""
-    states = {}
+    states: dict[str, str] = {}
     for content in report.load_results(folder):
         if content["provenance"]["device"] == device:
             state = "stale" if provenance.is_stale(content["provenance"]) else "fresh"
@@ -51,7 +51,7 @@ def _stored(folder: Path, device: str) -> dict[str, str]:
 def _list(cases: tuple[registry.Case, ...], folder: Path, device: str) -> None:
     states = _stored(folder, device)
     for case in cases:
-        others = ", ".join(peer.name for peer in case.peers)
+        others = "; ".join(peer.name for peer in case.peers)
         print(f"{case.name:44}{states.get(case.name, 'not measured'):14}against {others}")
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 Inputs = dict[str, Tensor]
 Function = Callable[[Inputs], Tensor]
+Build = Callable[["Case", Inputs], Function]
 
 
 def _never(case: "Case", device: str) -> str | None:
@@ -30,7 +31,7 @@ class Variant:
     """
 
     name: str
-    build: Callable[["Case", Inputs], Function]
+    build: Build
     declines: Callable[["Case", str], str | None] = _never
     draws_own_noise: bool = False
     slow_start: bool = False
@@ -52,7 +53,7 @@ class Op:
 
     name: str
     inputs: Callable[["Case", torch.Generator], Inputs]
-    exact: Callable[["Case", Inputs], Function]
+    exact: Build
     ours: Callable[[str], Variant]
     differentiable: tuple[str, ...] = ()
     normals_of: Callable[["Case", Inputs, Tensor], Tensor] | None = None

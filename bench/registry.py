@@ -11,7 +11,7 @@ import sinmdm.kernels as ops
 from sinmdm.kernels._dispatch import implementations
 
 from . import peers
-from .case import Case, Function, Inputs, Op, Variant
+from .case import Build, Case, Function, Inputs, Op, Variant
 
 # Ten Philox rounds of 2 wide products and 4 xors for four normals, and for each normal half a Box-Muller pair
 # (logarithm of degree 8, square root, sine and cosine of degrees 4 and 5): 15 + 25.
@@ -19,7 +19,7 @@ OPERATIONS_PER_NORMAL = 40
 SHORT = {"float32": "f32", "bfloat16": "bf16"}
 
 
-def _ours(name: str, build) -> Variant:  # type: ignore[no-untyped-def]
+def _ours(name: str, build: Build) -> Variant:
     return Variant(f"sinmdm {name}", build, ours=True)
 
 
@@ -33,7 +33,7 @@ def _attention_inputs(case: Case, generator: torch.Generator) -> Inputs:
     return tensors | {"grad_out": torch.randn(sizes, generator=generator).to(case.torch_dtype)}
 
 
-def _attention(backend: str | None):  # type: ignore[no-untyped-def]
+def _attention(backend: str) -> Build:
     def build(case: Case, inputs: Inputs) -> Function:
         def run(inputs: Inputs) -> Tensor:
             q, k, v, rel_bias = (inputs[name] for name in ("q", "k", "v", "rel_bias"))
@@ -106,7 +106,7 @@ def _qna_inputs(case: Case, generator: torch.Generator) -> Inputs:
     }
 
 
-def _qna(backend: str | None):  # type: ignore[no-untyped-def]
+def _qna(backend: str) -> Build:
     def build(case: Case, inputs: Inputs) -> Function:
         def run(inputs: Inputs) -> Tensor:
             scores, values, rel_bias = (inputs[name] for name in ("scores", "values", "rel_bias"))
@@ -161,7 +161,7 @@ def _q_sample_inputs(case: Case, generator: torch.Generator) -> Inputs:
     return {"x0": torch.randn(_sizes(case), generator=generator), "t": t}
 
 
-def _q_sample(backend: str):  # type: ignore[no-untyped-def]
+def _q_sample(backend: str) -> Build:
     def build(case: Case, inputs: Inputs) -> Function:
         out, table = torch.empty_like(inputs["x0"]), peers.schedule()
         return lambda inputs: ops.q_sample(
@@ -199,7 +199,7 @@ def _denoise_inputs(case: Case, generator: torch.Generator) -> Inputs:
     return {name: torch.randn(_sizes(case), generator=generator) for name in ("x_t", "model_output")}
 
 
-def _denoise(backend: str):  # type: ignore[no-untyped-def]
+def _denoise(backend: str) -> Build:
     def build(case: Case, inputs: Inputs) -> Function:
         out, table = torch.empty_like(inputs["x_t"]), peers.schedule()
         return lambda inputs: ops.denoise_step(
@@ -240,7 +240,7 @@ def _philox_inputs(case: Case, generator: torch.Generator) -> Inputs:
     return {"sample": torch.arange(case.shape["B"])}
 
 
-def _philox(backend: str):  # type: ignore[no-untyped-def]
+def _philox(backend: str) -> Build:
     def build(case: Case, inputs: Inputs) -> Function:
         out = torch.empty(_sizes(case), device=inputs["sample"].device)
         frames_channels = (case.shape["T"], case.shape["C"])

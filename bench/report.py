@@ -211,7 +211,10 @@ def plot(cases: list[dict], path: Path) -> str | None:
         plotted.set_xticks(sizes, [str(size) for size in sizes])
         plotted.minorticks_off()
         plotted.grid(alpha=0.3)
-        plotted.legend(fontsize=7)
+    labels = {
+        label: line for plotted in axes[0] for line, label in zip(*plotted.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=4, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=110, format="png")
@@ -226,15 +229,15 @@ def plot(cases: list[dict], path: Path) -> str | None:
 def _markdown_row(case: Case, measured: dict | None, stale: bool) -> str:
     if measured is None:
         return f"| `{case.name}` | not measured | | | | | |"
+    name = f"`{case.name}`" + (" (stale)" if stale else "")
     if measured["status"] == "FAILED":
-        return f"| `{case.name}` | FAILED | | | | | |"
+        return f"| {name} | FAILED | | | | | |"
     timed = [row for row in measured["rows"] if row["median_ms"] is not None]
     ours = next((row for row in timed if row["ours"]), None)
     baseline = next((row for row in timed if row["variant"] == measured["baseline"]), None)
     others = sorted((row for row in timed if not row["ours"]), key=lambda row: row["median_ms"])
     if ours is None:
         return f"| `{case.name}` | not measured | | | | | |"
-    name = f"`{case.name}`" + (" (stale)" if stale else "")
     time = f"{_number(ours['median_ms'])} ({ours['variant'].removeprefix('sinmdm ')})"
     usual = f"{_number(baseline['median_ms'])} ({baseline['variant']})" if baseline else ""
     best = f"{_number(others[0]['median_ms'])} ({others[0]['variant']})" if others else ""
@@ -248,8 +251,9 @@ def _markdown_row(case: Case, measured: dict | None, stale: bool) -> str:
 def markdown(contents: list[dict], today: str | None = None) -> str:
     """The README's table, one for each device that has a results file; rows that need measuring say so."""
     today = today or provenance.kernel_hash()
-    parts = []
-    for content in contents or [None]:
+    parts: list[str] = []
+    listed: list[dict | None] = [*contents] or [None]
+    for content in listed:
         device = content["provenance"]["device"] if content else "cpu"
         measured = {case["name"]: case for case in content["cases"]} if content else {}
         stale = content is not None and provenance.is_stale(content["provenance"], today)

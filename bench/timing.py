@@ -25,8 +25,10 @@ from .case import Case, Inputs, Variant
 
 OURS_FACTOR, OURS_SLACK = 1.5, 1e-7  # times the error of plain PyTorch in the same dtype, plus this
 SIGMAS = 6.0  # by how many standard errors a moment of somebody else's noise may be off
-ROUNDS = 10
-LEAST_ROUNDS = 3
+MOST_ROUNDS = 10
+LEAST_SAMPLES = 3
+LEAST_OF_FAST = 9  # samples of a call faster than SLOW
+SLOW = 0.1  # seconds
 MOST_REPEATS = 100  # of one variant in one round
 SWEPT_BYTES = 256 * 2**20  # more than any second-level cache
 
@@ -204,34 +206,37 @@ def _cuda_clock() -> Callable[[Call], float]:
     return clock
 
 
-def _estimate(call: Call, clock: Callable[[Call], float]) -> float:
-    """About how long a call takes; also the warm-up."""
-    first = clock(call)
-    return first if first > 0.1 else min(first, clock(call), clock(call))
-
-
 def interleave(calls: dict[str, Call], device: str, budget: float) -> dict[str, list[float]]:
-    """Seconds of every call of every variant, in turns, for about `budget` seconds and at least three rounds."""
+    """Seconds of every call of every variant, in turns, for about `budget` seconds and at least three samples each."""
     if not calls:
         return {}
     clock = _cuda_clock() if device == "cuda" else _cpu_clock
-    estimates = {name: _estimate(call, clock) for name, call in calls.items()}
-    share = budget / ROUNDS / len(calls)
-    repeats = {
-        name: max(1, min(MOST_REPEATS, int(share / max(estimate, 1e-7)))) for name, estimate in estimates.items()
-    }
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    estimates: dict[str, float] = {}
+    samples: dict[str, list[float]] = {}
+    for name, call in calls.items():
+        first = clock(call)
+        # A call of a tenth of a second cannot be told from a warm one, and counts.
+        samples[name] = [first] if first > SLOW else []
+        estimates[name] = first if samples[name] else min(first, clock(call), clock(call))
+    rounds = max(LEAST_SAMPLES, min(MOST_ROUNDS, int(budget / max(sum(estimates.values()), 1e-7))))
+    share = budget / rounds / len(calls)
+    repeats = {}
+    for name, estimate in estimates.items():
+        least = 1 if samples[name] else -(-LEAST_OF_FAST // rounds)
+        repeats[name] = max(least, min(MOST_REPEATS, int(share / max(estimate, 1e-7))))
     names = list(calls)
     collecting = gc.isenabled()
     gc.disable()
     try:
         begin = time.perf_counter()
-        for turn in range(ROUNDS):
-            if turn >= LEAST_ROUNDS and time.perf_counter() - begin > budget:
+        for turn in range(rounds):
+            late = time.perf_counter() - begin > budget
+            if late and all(len(times) >= LEAST_SAMPLES for times in samples.values()):
                 break
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                samples[name] += [clock(calls[name]) for _ in range(repeats[name])]
+                if not (late and len(samples[name]) >= LEAST_SAMPLES):
+                    samples[name] += [clock(calls[name]) for _ in range(repeats[name])]
     finally:
         if collecting:
             gc.enable()

@@ -48,6 +48,8 @@ def defines(folder: Path) -> dict[str, str]:
 
 def _is_current(library: Path) -> bool:
     mark = (HASH_MARK + source_hash()).encode()
+    if library.stat().st_size == 0:  # which mmap refuses
+        return False
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return data.find(mark) >= 0
 

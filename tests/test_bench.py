@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,14 @@ def test_selection() -> None:
     quick = registry.select(None, "cpu", quick=True)
     assert {case.op.name for case in quick} >= {"window_attention", "denoise_step", "philox_normal"}
     assert len(quick) < len(registry.select(None, "cpu", quick=False))
+
+
+def test_floor_is_the_larger_of_its_two_parts() -> None:
+    case = registry.attention_case(256)
+    assert FLOOR.seconds(case) == max(case.bytes_moved / 1e10, case.operations / 1e11)
+    assert FLOOR.rate("bfloat16") == 2e11
+    slow_half = floor.Floor(1e10, {"x @ y, float32": 1e11, "linear, bfloat16": 5e10})
+    assert slow_half.rate("bfloat16") == 1e11
 
 
 # The gate
@@ -176,8 +185,15 @@ def test_every_variant_gets_its_turns() -> None:
     turns = []
     calls = {name: (lambda name=name: turns.append(name)) for name in "abc"}
     samples = timing.interleave(calls, "cpu", budget=0.01)
-    assert all(len(times) >= timing.LEAST_ROUNDS for times in samples.values())
+    assert all(len(times) >= timing.LEAST_OF_FAST for times in samples.values())
     assert set(turns) == set("abc")
+
+
+def test_a_slow_variant_does_not_starve_a_fast_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SLOW", 0.005)
+    samples = timing.interleave({"slow": lambda: (time.sleep(0.02),), "fast": lambda: ()}, "cpu", budget=0.01)
+    assert len(samples["slow"]) == timing.LEAST_SAMPLES
+    assert len(samples["fast"]) >= timing.LEAST_OF_FAST
 
 
 def test_extra_memory_is_the_peak_of_a_call() -> None:

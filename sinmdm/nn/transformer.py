@@ -65,7 +65,7 @@ class Block(nn.Module):
 
 
 class WindowTransformer(nn.Module):
-    """Denoising network that is local: a frame depends on the frames within `receptive_field` of it and on nothing else.
+    """Local denoising network: a frame depends on the frames within `receptive_field` of it and on nothing else.
 
     There are no absolute positions, so that it takes any number of frames and does the same everywhere.
 

@@ -1,4 +1,4 @@
-"""What the tests of the ops share: each test that takes `backend` runs on every backend that its module's OP has here."""
+"""Every test that takes `backend` runs on each host backend that its module's OP has an implementation for."""
 
 import pytest
 

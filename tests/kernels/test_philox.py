@@ -114,7 +114,7 @@ def test_a_negative_key_is_the_same_64_bits() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1])
 def test_header_and_reference_give_the_same_words(header: ctypes.CDLL, seed: int) -> None:
-    # Groups on both sides of 2^32, where the counter's second word begins, and of 2^62; steps and samples at their ends.
+    # Groups on both sides of 2^32, where the counter's second word begins, and beyond 2^62; both other words' ends.
     groups = torch.tensor([0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 5 * 2**32 + 7, 2**62 + 2**31 + 3])
     ends = torch.tensor([0, 1, 2**31 - 1, 2**31, 2**32 - 1])
     group, step, sample = (x.flatten() for x in torch.meshgrid(groups, ends, ends, indexing="ij"))
@@ -138,7 +138,7 @@ def test_header_and_reference_have_the_same_functions(header: ctypes.CDLL) -> No
     # A compiler may fuse a multiplication with an addition: the results may differ by a rounding of a term or two.
     logarithm = reference.log(u)
     assert bool(((out[1] - logarithm).abs() <= 4 * EPS * logarithm.abs()).all())
-    for actual, expected in zip(out[2:], reference.cos_sin_turns(u)):
+    for actual, expected in zip(out[2:], reference.cos_sin_turns(u), strict=True):
         assert float((actual - expected).abs().max()) <= 4 * EPS
 
 
@@ -256,7 +256,7 @@ def test_noise_is_a_stream_of_elements(backend: str) -> None:
 def test_a_sample_does_not_depend_on_its_batch(backend: str) -> None:
     sample = torch.tensor([4, 0, 2**32 - 1, 4])
     together = philox_normal((37, 29), seed=3, step=5, sample=sample, backend=backend)
-    for row, one in zip(together, sample.tolist()):
+    for row, one in zip(together, sample.tolist(), strict=True):
         assert torch.equal(row, philox_normal((37, 29), seed=3, step=5, sample=one, backend=backend))
     assert torch.equal(together[0], together[3])
     int32 = torch.tensor([4, 0, -1, 4], dtype=torch.int32)  # the same words
@@ -266,7 +266,14 @@ def test_a_sample_does_not_depend_on_its_batch(backend: str) -> None:
 def test_every_name_of_a_draw_matters(backend: str) -> None:
     base = {"seed": 3, "step": 5, "sample": 7}
     normals = philox_normal((10, 10), **base, backend=backend)
-    for change in ({"seed": 4}, {"seed": 3 + 2**32}, {"seed": 3 + 2**63}, {"step": 6}, {"sample": 8}, {"step": 7, "sample": 5}):
+    for change in (
+        {"seed": 4},
+        {"seed": 3 + 2**32},
+        {"seed": 3 + 2**63},
+        {"step": 6},
+        {"sample": 8},
+        {"step": 7, "sample": 5},
+    ):
         other = philox_normal((10, 10), **base | change, backend=backend)
         assert not bool((other == normals).any()), change
 

@@ -190,7 +190,8 @@ PUBLIC = {
     "window_attention": (attend, lambda: (*attention_inputs(), LENGTHS)),
     "window_attention with dropout": (attend_with_dropout, lambda: attention_inputs(boundary="shift")),
     "qna_attention": (
-        learned_query, lambda: (randn(2, 9, 4, grad=True), randn(2, 9, 4, 3, grad=True), randn(4, 5, grad=True), LENGTHS),
+        learned_query,
+        lambda: (randn(2, 9, 4, grad=True), randn(2, 9, 4, 3, grad=True), randn(4, 5, grad=True), LENGTHS),
     ),
     "q_sample": (noised, lambda: (randn(*STATE, grad=True), torch.tensor([3, 19]))),
     "q_sample with noise": (noised_with, lambda: (randn(*STATE, grad=True), randn(*STATE, grad=True))),
@@ -309,8 +310,17 @@ def test_autocast_brings_mixed_inputs_together(dtype: torch.dtype) -> None:
     assert out.dtype == local.dtype == dtype
     assert torch.equal(out, window_attention(q.to(dtype), k.to(dtype), v.to(dtype), bias, window=2))
     assert torch.equal(local, qna_attention(scores.to(dtype), q.to(dtype), bias, window=2))
-    gradients = torch.autograd.grad(out.float().sum() + local.float().sum(), (q, k, v, bias, scores))
-    assert all(g.dtype == torch.float32 for g in gradients)  # in the dtype of what the caller holds
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            out.float().square().sum() + local.float().sum(), (q, k, v, bias, scores), retain_graph=True
+        )
+
+    outside = gradients()
+    assert all(g.dtype == torch.float32 for g in outside)  # in the dtype of what the caller holds
+    with torch.autocast("cpu", dtype=dtype):  # which a training loop's backward may also run under
+        inside = gradients()
+    assert all(torch.equal(x, y) for x, y in zip(inside, outside, strict=True))
 
 
 def test_autocast_leaves_float64_and_states_alone() -> None:
@@ -320,7 +330,7 @@ def test_autocast_leaves_float64_and_states_alone() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = window_attention(q, k, v, bias, window=2), q_sample(x, 7, SCHEDULE, seed=3)
         step = denoise_step(x, x.bfloat16(), 7, SCHEDULE, seed=3)
-    assert all(torch.equal(a, b) for a, b in zip(actual, expected))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
     assert step.dtype == torch.float32
 
 

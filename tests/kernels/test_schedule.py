@@ -27,7 +27,7 @@ def one_in_the_last_digit(printed: str) -> float:
 @pytest.mark.parametrize("t", PUBLISHED)
 def test_cosine_has_the_published_values(t: int) -> None:
     schedule = Schedule.cosine(1000)
-    for name, printed in zip(TABLES, PUBLISHED[t]):
+    for name, printed in zip(TABLES, PUBLISHED[t], strict=True):
         table = getattr(schedule, name)
         assert table.dtype == torch.float64
         assert table.shape == (1000,)

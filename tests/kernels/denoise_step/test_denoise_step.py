@@ -117,7 +117,9 @@ def test_equals_the_papers(prediction: str, steps: tuple[int, int], options: dic
     assert_step(actual, exact, t_prev)
 
 
-@pytest.mark.parametrize(("t", "t_prev", "t_last"), [(20, 19, None), (20, 10, None), (20, 10, 45), (30, -1, 40), (0, -1, 3)])
+@pytest.mark.parametrize(
+    ("t", "t_prev", "t_last"), [(20, 19, None), (20, 10, None), (20, 10, 45), (30, -1, 40), (0, -1, 3)]
+)
 @pytest.mark.parametrize("prediction", ["x0", "epsilon", "v"])
 def test_second_order_equals_dpm_solver(prediction: str, t: int, t_prev: int, t_last: int | None) -> None:
     x, output, previous_x0 = torch.randn(3, *SHAPE, dtype=torch.float64)
@@ -189,7 +191,7 @@ def test_known_parts_are_blended_into_x0(backend: str) -> None:
         plain = {**options, "prediction": "x0"}
         exact = denoise_step(x.double(), blended, 20, SCHEDULE, **{
             n: v.double() if isinstance(v, Tensor) else v for n, v in plain.items()})  # fmt: skip
-        # The same arithmetic in float32, in plain PyTorch. The draw is within 2e-6 of the reference's, coefficients < 1.
+        # The same in float32 and plain PyTorch. The draw is within 2e-6 of the reference's, its coefficient below 1.
         eager = denoise_step(x, blended.float(), 20, SCHEDULE, backend="reference", **plain)
         drawn = 2e-6 * math.sqrt(exact.numel()) if "seed" in options else 0.0
         error, allowed = ((y.double() - exact).norm() for y in (actual, eager))
@@ -241,9 +243,7 @@ def test_blocks_of_the_native_walk(shape: tuple[int, ...]) -> None:
     expected = denoise_step(x, output, 20, SCHEDULE, seed=3, known=known, mask=mask, backend="reference")
     for layout in LAYOUTS:
         views = [laid_out(y, layout) for y in (x, output)]
-        actual = denoise_step(
-            *views, 20, SCHEDULE, seed=3, known=laid_out(known, layout), mask=mask, backend="cpu"
-        )
+        actual = denoise_step(*views, 20, SCHEDULE, seed=3, known=laid_out(known, layout), mask=mask, backend="cpu")
         assert float((actual - expected).abs().max()) <= 2e-6 + 4e-6, layout
 
 
@@ -345,7 +345,11 @@ def test_gradcheck(kind: str, prediction: str) -> None:
     t = torch.tensor([30, 12])
 
     def step(x: Tensor, output: Tensor, known: Tensor, other: Tensor) -> Tensor:
-        options = {"ddpm": {"noise": other}, "ddim": {"noise": other, "eta": 0.5}, "second order": {"previous_x0": other}}
+        options = {
+            "ddpm": {"noise": other},
+            "ddim": {"noise": other, "eta": 0.5},
+            "second order": {"previous_x0": other},
+        }
         return denoise_step(
             x, output, t, SCHEDULE, t_prev=t - 5, prediction=prediction, known=known, mask=mask, **options[kind]
         )
@@ -369,7 +373,7 @@ def test_native_gradient_is_the_references(dtype: torch.dtype) -> None:
         )
         gradients.append(torch.autograd.grad((result * values[0]).sum(), (x, output, known, noise)))
     assert gradients[0][1].dtype == dtype
-    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def good() -> dict:
@@ -407,7 +411,7 @@ def bad_values() -> dict[str, tuple[dict, type[Exception], str]]:
         "mask without known": ({"mask": x.abs()}, ValueError, "known and mask must be given together"),
         "known's shape": ({**blend, "known": x[:1]}, ValueError, "known must have shape"),
         "known's dtype": ({**blend, "known": x.double()}, TypeError, "known must be float32, got float64"),
-        "mask's shape": ({**blend, "mask": torch.ones(2)}, ValueError, r"mask must broadcast to \(3, 7, 5\), got \(2,\)"),
+        "mask's shape": ({**blend, "mask": torch.ones(2)}, ValueError, r"mask.*\(3, 7, 5\), got \(2,\)"),
         "mask's dtype": ({**blend, "mask": torch.ones(1).bool()}, TypeError, "mask must be float32, got bool"),
         "mask above 1": ({**blend, "mask": torch.tensor([2.0])}, ValueError, r"mask must lie in \[0, 1\].*2.0"),
         "mask nan": ({**blend, "mask": torch.tensor([math.nan])}, ValueError, r"mask must lie in \[0, 1\].*nan"),
@@ -431,11 +435,11 @@ def bad_values() -> dict[str, tuple[dict, type[Exception], str]]:
         "out's shape": ({"out": x[:, :3]}, ValueError, "out must have shape"),
         "out's dtype": ({"out": x.double()}, TypeError, "out must be float32, got float64"),
         "out with a gradient": (
-            {"x_t": x.clone().requires_grad_(), "out": torch.empty(SHAPE)}, ValueError, "out cannot be given where a grad",
+            {"x_t": x.clone().requires_grad_(), "out": torch.empty(SHAPE)}, ValueError, "out cannot be given where",
         ),
         "no signal": ({"schedule": end, "t": 19, "prediction": "epsilon"}, ValueError, "no signal at t = 19"),
         "no signal in a row": (
-            {"schedule": end, "t": torch.tensor([1, 19, 2]), "prediction": "epsilon"}, ValueError, "no signal at t = tensor",
+            {"schedule": end, "t": torch.tensor([1, 19, 2]), "prediction": "epsilon"}, ValueError, "no signal at t = ",
         ),
         "unknown backend": ({"backend": "c"}, ValueError, "backend must be one of cpu, cuda, reference, triton"),
     }  # fmt: skip
@@ -461,7 +465,5 @@ def test_x0_of_a_state_without_signal_is_allowed(backend: str) -> None:
     # linear(20) ends with alpha_bar 0: epsilon is refused there (above), x0 and v are not.
     x, output = torch.randn(2, *SHAPE)
     for prediction in ("x0", "v"):
-        result = denoise_step(
-            x, output, 19, Schedule.linear(20), prediction=prediction, seed=1, backend=backend
-        )
+        result = denoise_step(x, output, 19, Schedule.linear(20), prediction=prediction, seed=1, backend=backend)
         assert bool(result.isfinite().all())

@@ -53,7 +53,8 @@ class Case:
         values = torch.randn(self.batch, self.frames, self.heads, self.dim, dtype=torch.float64)
         rel_bias = torch.randn(self.heads, self.columns, dtype=torch.float64)
         return [
-            x.to(d).requires_grad_() for x, d in zip((scores, values, rel_bias), (dtype, dtype, bias_dtype or dtype))
+            x.to(d).requires_grad_()
+            for x, d in zip((scores, values, rel_bias), (dtype, dtype, bias_dtype or dtype), strict=True)
         ]
 
     def cotangent(self, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -89,7 +90,7 @@ def by_definition(case: Case, scores: Tensor, values: Tensor, rel_bias: Tensor) 
 
 def results(out: Tensor, inputs: list[Tensor], grad_out: Tensor) -> dict[str, Tensor]:
     gradients = torch.autograd.grad(out, inputs, grad_out.to(out.dtype))
-    return {"out": out.detach(), **dict(zip(("dscores", "dvalues", "drel_bias"), gradients))}
+    return {"out": out.detach(), **dict(zip(("dscores", "dvalues", "drel_bias"), gradients, strict=True))}
 
 
 def run(case: Case, inputs: list[Tensor], grad_out: Tensor, backend: str) -> dict[str, Tensor]:
@@ -212,7 +213,7 @@ def test_what_lies_in_the_padding_never_leaks(boundary: str, stride: int, backen
     expected = run(case, inputs, grad_out, backend)
     padding = torch.arange(80) >= torch.tensor(case.lengths)[:, None]
     poisoned = [x.detach().clone() for x in (inputs[0], inputs[1], grad_out)]
-    for x, where in zip(poisoned, (padding, padding, padding[:, ::stride])):
+    for x, where in zip(poisoned, (padding, padding, padding[:, ::stride]), strict=True):
         x[where] = torch.nan
     tensors = [poisoned[0].requires_grad_(), poisoned[1].requires_grad_(), inputs[2]]
     actual = run(case, tensors, poisoned[2], backend)

@@ -63,7 +63,9 @@ class Case:
         k, v = torch.randn(2, self.batch, self.frames, self.kv_heads, self.dim, dtype=torch.float64)
         rel_bias = torch.randn(self.heads, self.columns, dtype=torch.float64) if self.bias else None
         dtypes = (dtype, dtype, dtype, bias_dtype or dtype)
-        return [None if x is None else x.to(d).requires_grad_() for x, d in zip((q, k, v, rel_bias), dtypes)]
+        return [
+            None if x is None else x.to(d).requires_grad_() for x, d in zip((q, k, v, rel_bias), dtypes, strict=True)
+        ]
 
 
 @cache
@@ -159,12 +161,14 @@ def cotangents(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def results(out: Tensor, lse: Tensor, inputs: list, grads: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     """out, lse and the gradients of whatever inputs want one."""
-    wanted = {n: x for n, x in zip(("dq", "dk", "dv", "drel_bias"), inputs) if x is not None and x.requires_grad}
+    wanted = {
+        n: x for n, x in zip(("dq", "dk", "dv", "drel_bias"), inputs, strict=True) if x is not None and x.requires_grad
+    }
     # Padded queries have lse = -inf, whose gradient is nobody's: the sums leave them out.
     finite = lse.detach().isfinite()
     loss = (out * grads[0].to(out.dtype)).sum() + (lse * grads[1].to(lse.dtype))[finite].sum()
     gradients = torch.autograd.grad(loss, list(wanted.values()))
-    return {"out": out.detach(), "lse": lse.detach(), **dict(zip(wanted, gradients))}
+    return {"out": out.detach(), "lse": lse.detach(), **dict(zip(wanted, gradients, strict=True))}
 
 
 def run(case: Case, inputs: list, grads: tuple[Tensor, Tensor], backend: str) -> dict[str, Tensor]:
@@ -334,7 +338,7 @@ def test_what_lies_in_the_padding_never_leaks(boundary: str, backend: str) -> No
     tensors = [x.requires_grad_() for x in (q, k, v, inputs[3].detach().clone())]
     out, lse = window_attention(*tensors, **case.options(), return_lse=True, backend=backend)
     gradients = torch.autograd.grad((out, lse), tensors, (grad_out, grad_lse))
-    actual = {"out": out, "lse": lse, **dict(zip(("dq", "dk", "dv", "drel_bias"), gradients))}
+    actual = {"out": out, "lse": lse, **dict(zip(("dq", "dk", "dv", "drel_bias"), gradients, strict=True))}
     for name, value in expected.items():
         assert torch.equal(actual[name], value), name
     for name in ("out", "dq", "dk", "dv"):
@@ -396,7 +400,7 @@ def test_a_bias_of_minus_infinity_hides_keys(backend: str) -> None:
     weight = torch.randn_like(out)
     actual_gradients = torch.autograd.grad((out * weight).sum(), (q, k, v, masking))
     expected_gradients = torch.autograd.grad((expected * weight).sum(), (q, k, v, causal))
-    for name, x, y in zip("qkv", actual_gradients, expected_gradients):
+    for name, x, y in zip("qkv", actual_gradients[:3], expected_gradients[:3], strict=True):
         assert_same_formula(f"d{name}", x, y, case.terms)
     assert_same_formula("drel_bias", actual_gradients[3][:, :3], expected_gradients[3], case.terms)
     assert not actual_gradients[3][:, 3:].any()

@@ -1,0 +1,261 @@
+"""Every op on CUDA tensors, at full sizes, on every backend that takes them. Skipped where torch sees no GPU."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tolerance import assert_within_budget
+from torch import Tensor
+
+from sinmdm.kernels import (
+    Schedule,
+    _dispatch,
+    denoise_step,
+    philox_normal,
+    q_sample,
+    qna_attention,
+    window_attention,
+)
+
+pytestmark = pytest.mark.gpu
+
+SCHEDULE = Schedule.cosine(50)
+NORMAL_BOUND = 2e-6  # how far two backends' normals may lie apart, by the definition of the stream
+GPU_BACKENDS = ("reference", "triton", "cuda")
+
+
+def takes(op: str, backend: str, dtype: torch.dtype = torch.float32) -> None:
+    """Skip, saying why, where `backend` does not take `op` on this machine."""
+    reason = _dispatch._declines(op, backend, "cuda", str(dtype).removeprefix("torch."))
+    if reason is not None:
+        pytest.skip(f"{backend} does not take {op}: {reason}")
+
+
+def on(device: str, tensors: list, dtype: torch.dtype | None = None) -> list:
+    """The tensors as leaves on `device`, floats in `dtype`."""
+    return [
+        x if x is None else x.detach().to(device, dtype if x.is_floating_point() else None).requires_grad_(
+            x.is_floating_point()
+        )
+        for x in tensors
+    ]  # fmt: skip
+
+
+def with_gradients(function: Callable, inputs: list, weight: Tensor) -> dict[str, Tensor]:
+    out = function(*inputs)
+    leaves = {f"gradient {i}": x for i, x in enumerate(inputs) if x is not None and x.requires_grad}
+    gradients = torch.autograd.grad(out, list(leaves.values()), weight.to(out))
+    return {"out": out.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+
+def assert_near_float64(op: str, function: Callable, inputs: list, dtype: torch.dtype, backend: str) -> None:
+    """On the GPU as near to the CPU's float64 reference as 1.5 times the CPU's reference in the same dtype."""
+    takes(op, backend, dtype)
+    inputs = on("cpu", inputs, dtype)
+    shape = function("reference")(*inputs).shape
+    weight = torch.randn(shape).to(dtype)
+    exact = with_gradients(function("reference"), on("cpu", inputs, torch.float64), weight)
+    eager = with_gradients(function("reference"), inputs, weight)
+    actual = with_gradients(function(backend), on("cuda", inputs, dtype), weight)
+    for name in exact:
+        assert actual[name].device.type == "cuda"
+        assert_within_budget(name, actual[name], exact[name], eager[name])
+
+
+# One tile, many tiles, padded, wrapping, sliding, wider than a tile, grouped, the head_dims the networks use.
+ATTENTION = [
+    ((2, 9, 4, 2, 8), {"window": 2, "lengths": [9, 4]}),
+    ((2, 400, 4, 4, 64), {"window": 16}),
+    ((2, 300, 8, 2, 32), {"window": (31, 0), "lengths": [300, 0]}),
+    ((1, 300, 2, 2, 64), {"window": (100, 150)}),
+    ((2, 200, 4, 4, 64), {"window": 8, "boundary": "circular", "lengths": [200, 7]}),
+    ((2, 200, 4, 1, 64), {"window": 8, "boundary": "shift", "lengths": [200, 17]}),
+    ((2, 100, 2, 2, 128), {"window": 4, "dropout_p": 0.2, "seed": 2**63 + 5}),
+]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def attention(sizes: tuple[int, ...], options: dict) -> tuple[Callable, list]:
+    batch, frames, heads, kv_heads, dim = sizes
+    left, right = options["window"] if isinstance(options["window"], tuple) else (options["window"],) * 2
+    size = left + right + 1
+    columns = 2 * size - 1 if options.get("boundary") == "shift" else size
+    inputs = [torch.randn(batch, frames, h, dim) for h in (heads, kv_heads, kv_heads)] + [torch.randn(heads, columns)]
+    lengths = options.get("lengths")
+
+    def function(backend: str) -> Callable:
+        def call(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+            given = {} if lengths is None else {"lengths": torch.tensor(lengths, device=q.device)}
+            return window_attention(q, k, v, bias, **options | given, backend=backend)
+
+        return call
+
+    return function, inputs
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("sizes", "options"), ATTENTION, ids=str)
+def test_window_attention(sizes: tuple[int, ...], options: dict, dtype: torch.dtype, backend: str) -> None:
+    function, inputs = attention(sizes, options)
+    assert_near_float64("window_attention", function, inputs, dtype, backend)
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("frames", "options"),
+    [
+        (150, {"window": 1}),  # the networks' own
+        (150, {"window": (1, 2), "stride": 2, "lengths": [150, 31]}),
+        (300, {"window": 3, "boundary": "circular", "lengths": [300, 5]}),
+    ],
+    ids=str,
+)
+def test_qna_attention(frames: int, options: dict, dtype: torch.dtype, backend: str) -> None:
+    columns = 4 if options["window"] == (1, 2) else 2 * options["window"] + 1
+    inputs = [torch.randn(2, frames, 4), torch.randn(2, frames, 4, 32), torch.randn(4, columns)]
+
+    def function(name: str) -> Callable:
+        def call(scores: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+            lengths = {n: torch.tensor(x, device=scores.device) for n, x in options.items() if n == "lengths"}
+            return qna_attention(scores, values, bias, **options | lengths, backend=name)
+
+        return call
+
+    assert_near_float64("qna_attention", function, inputs, dtype, backend)
+
+
+def states(count: int, layout: str) -> list[Tensor]:
+    x = torch.randn(count, 3, 41, 173)
+    return list(x.transpose(2, 3).contiguous().transpose(2, 3) if layout == "transposed" else x)
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+@pytest.mark.parametrize("given", [True, False])
+def test_q_sample(given: bool, layout: str, backend: str) -> None:
+    takes("q_sample", backend)
+    x0, noise = states(2, layout)
+    t = torch.tensor([0, 49, 17])
+    expected = q_sample(x0, t, SCHEDULE, **{"noise": noise} if given else {"seed": 2**64 - 1}, backend="reference")
+    source = {"noise": noise.cuda()} if given else {"seed": 2**64 - 1}
+    actual = q_sample(x0.cuda(), t.cuda(), SCHEDULE, **source, backend=backend)
+    # Two products and a sum of terms no larger than the operands, and the normals' own difference.
+    rounding = 4 * torch.finfo(torch.float32).eps * 6
+    assert float((actual.cpu() - expected).abs().max()) <= rounding + (0 if given else NORMAL_BOUND)
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["ddpm", "ddim", "second order"])
+def test_denoise_step(kind: str, dtype: torch.dtype, layout: str, backend: str) -> None:
+    takes("denoise_step", backend)
+    x, output, known, previous = states(4, layout)
+    output, mask = output.to(dtype), torch.rand(41, 1)
+    options = {"ddpm": {"seed": 5}, "ddim": {"seed": 5, "eta": 0.5}, "second order": {"previous_x0": previous}}[kind]
+    expected = denoise_step(
+        x, output, 20, SCHEDULE, prediction="v", known=known, mask=mask, **options, backend="reference"
+    )
+    moved = {n: v.cuda() if isinstance(v, Tensor) else v for n, v in options.items()}
+    for out in (None, x.cuda()):  # a new state, and in place
+        actual = denoise_step(
+            x.cuda() if out is None else out, output.cuda(), 20, SCHEDULE, prediction="v", known=known.cuda(),
+            mask=mask.cuda(), **moved, out=out, backend=backend,
+        )  # fmt: skip
+        # Up to eleven roundings of terms no larger than the operands times factors of about 2.
+        rounding = 11 * torch.finfo(torch.float32).eps * 2 * 6
+        assert float((actual.cpu() - expected).abs().max()) <= rounding + NORMAL_BOUND
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+@pytest.mark.parametrize("seed", [0, 2**32, 2**63 + 1, 2**64 - 1])
+@pytest.mark.parametrize("shape", [(1, 1), (37, 29), (64, 64), (10_000, 125), (0, 4)], ids=str)
+def test_philox_normal(shape: tuple[int, int], seed: int, backend: str) -> None:
+    takes("philox_normal", backend)
+    sample = torch.tensor([0, 2**31, 2**32 - 1])
+    expected = philox_normal(shape, seed=seed, step=2**32 - 1, sample=sample, backend="reference")
+    actual = philox_normal(shape, seed=seed, step=2**32 - 1, sample=sample.cuda(), device="cuda", backend=backend)
+    assert actual.device.type == "cuda"
+    difference = (actual.cpu() - expected).abs()
+    assert (float(difference.max()) if difference.numel() else 0.0) <= NORMAL_BOUND
+
+
+def test_philox_normal_of_more_rows_than_a_grid_has() -> None:
+    takes("philox_normal", "cuda")
+    sample = torch.arange(70_000, device="cuda")
+    normals = philox_normal((1, 5), seed=1, sample=sample, device="cuda", backend="cuda")
+    expected = philox_normal((1, 5), seed=1, sample=sample[-3:].cpu(), backend="reference")
+    assert float((normals[-3:].cpu() - expected).abs().max()) <= NORMAL_BOUND
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_kernels_run_on_the_current_stream(backend: str) -> None:
+    takes("philox_normal", backend)
+    expected = philox_normal((1000, 1000), seed=1, device="cuda", backend=backend)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        normals = philox_normal((1000, 1000), seed=1, device="cuda", backend=backend) * 1
+    stream.synchronize()
+    assert torch.equal(normals, expected)
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_window_attention_gives_the_same_bits(backend: str) -> None:
+    takes("window_attention", backend, torch.bfloat16)
+    function, inputs = attention((2, 400, 4, 2, 64), {"window": 16, "lengths": [400, 300]})
+    inputs = on("cuda", inputs, torch.bfloat16)
+    weight = torch.randn(2, 400, 4, 64, device="cuda")
+    first = with_gradients(function(backend), inputs, weight)
+    for _ in range(19):
+        again = with_gradients(function(backend), inputs, weight)
+        assert all(torch.equal(again[name], value) for name, value in first.items())
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_the_other_ops_give_the_same_bits(backend: str) -> None:
+    takes("qna_attention", backend)
+    scores, values, bias = on("cuda", [torch.randn(2, 400, 4), torch.randn(2, 400, 4, 32), torch.randn(4, 3)])
+    weight = torch.randn(2, 400, 4, 32, device="cuda")
+
+    def function(*x: Tensor) -> Tensor:
+        return qna_attention(*x, window=1, backend=backend)
+
+    first = with_gradients(function, [scores, values, bias], weight)
+    for _ in range(19):
+        again = with_gradients(function, [scores, values, bias], weight)
+        assert all(torch.equal(again[name], value) for name, value in first.items())
+
+
+def test_devices_must_agree() -> None:
+    q = torch.randn(1, 5, 2, 4, device="cuda")
+    cpu = q.cpu()
+    x = torch.randn(1, 5, 3, device="cuda")
+    for message, call in {
+        "k must be on q's device cuda": lambda: window_attention(q, cpu, cpu, window=1),
+        "v must be on q's device cuda": lambda: window_attention(q, q, cpu, window=1),
+        "rel_bias must be on q's device cuda": lambda: window_attention(q, q, q, torch.zeros(2, 3), window=1),
+        "lengths must be on the input's device cuda": lambda: window_attention(
+            q, q, q, window=1, lengths=torch.tensor([5])
+        ),
+        "scores must be on values's device cuda": lambda: qna_attention(cpu[..., 0], q, torch.zeros(2, 3), window=1),
+        "model_output must be on x_t's device cuda": lambda: denoise_step(x, x.cpu(), 3, SCHEDULE, seed=1),
+        "noise must be on the state's device cuda": lambda: q_sample(x, 3, SCHEDULE, noise=x.cpu()),
+        "out must be on the state's device cuda": lambda: q_sample(x, 3, SCHEDULE, seed=1, out=x.cpu()),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(_dispatch.BackendError, match="the tensors are on cuda, it takes cpu"):
+        q_sample(x, 3, SCHEDULE, seed=1, backend="cpu")
+
+
+def test_timesteps_may_stay_on_the_cpu_or_lie_on_the_gpu() -> None:
+    x = torch.randn(2, 5, 3, device="cuda")
+    t = torch.tensor([3, 20])
+    expected = denoise_step(x, x, t.cuda(), SCHEDULE, seed=1)
+    assert torch.equal(denoise_step(x, x, t, SCHEDULE, seed=1), expected)
+    assert torch.equal(
+        torch.cat([denoise_step(x[b : b + 1], x[b : b + 1], int(t[b]), SCHEDULE, seed=1, sample=b) for b in range(2)]),
+        expected,
+    )
