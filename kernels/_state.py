@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ._checks import STATE_DTYPES, check_device, check_dtype, check_shape, signed_seed, values_known, words
 from .schedule import Schedule
@@ -29,15 +30,37 @@ def check_noise_source(seed: int | None, noise: Tensor | None, x: Tensor) -> Non
         check_like("noise", noise, x)
 
 
-def check_out(out: Tensor | None, x: Tensor) -> None:
-    """Raise unless `out` can hold the new state."""
-    if out is not None:
-        check_like("out", out, x)
+def check_out(out: Tensor | None, x: Tensor, *operands: Tensor | None) -> None:
+    """Raise unless `out` can hold the new state: like `x`, and each operand is `out` itself or lies elsewhere.
+
+    Elements are computed in no particular order, so that one must not be written while another is still to be read.
+    """
+    if out is None:
+        return
+    check_like("out", out, x)
+    if torch.compiler.is_compiling() or isinstance(out, FakeTensor):
+        return
+    for operand in (x, *operands):
+        if operand is None or _same_elements(out, operand) or not operand.numel():
+            continue
+        (begin, end), (other_begin, other_end) = _memory(out), _memory(operand)
+        if begin < other_end and other_begin < end:
+            raise ValueError("out must be one of the inputs itself or share no memory with any of them")
 
 
-def check_no_gradient_into_out(result: Tensor) -> None:
-    """Raise where a result that carries a gradient would be written into a given tensor."""
-    if result.requires_grad:
+def _same_elements(x: Tensor, y: Tensor) -> bool:
+    return (x.data_ptr(), x.stride(), x.dtype) == (y.data_ptr(), y.stride(), y.dtype)
+
+
+def _memory(x: Tensor) -> tuple[int, int]:
+    """First byte of a tensor and the one after its last."""
+    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + span * x.element_size()
+
+
+def check_no_gradient_into_out(*tensors: Tensor | None) -> None:
+    """Raise where a gradient would be asked through one of these, while the result goes into a given tensor."""
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         raise ValueError("out cannot be given where a gradient is needed: leave it out, or call under torch.no_grad()")
 
 

@@ -13,9 +13,9 @@ void combine(const float* x, const float* z, float signal, float sigma, int64_t 
 
 }  // namespace
 
-// x0, noise, out, noise_out (B, frames, channels), float32, out and noise_out contiguous; coefficients (B, 2)
-// contiguous float32 rows of (signal, sigma); step, sample (B,) int64. Bytes a state element: 8, 16 with noise in and
-// out.
+// x0, noise, out (B, frames, channels) float32 with any strides, noise_out contiguous; out may be x0; coefficients
+// (B, 2) contiguous float32 rows of (signal, sigma); step, sample (B,) int64. Bytes a state element: 8, and 4 for each
+// of noise and noise_out.
 void q_sample(const ts::Tensor& x0, const ts::Tensor& coefficients, const std::optional<ts::Tensor>& noise,
               int64_t seed, const ts::Tensor& step, const ts::Tensor& sample, ts::Tensor out,
               std::optional<ts::Tensor> noise_out) {
@@ -25,7 +25,7 @@ void q_sample(const ts::Tensor& x0, const ts::Tensor& coefficients, const std::o
   const float* rows = coefficients.const_data_ptr<float>();
   const Draw draw{static_cast<uint64_t>(seed), step.const_data_ptr<int64_t>(), sample.const_data_ptr<int64_t>()};
   for_each_block(x0.size(0), x0.size(1) * x0.size(2), [&](int64_t b, int64_t begin, int64_t count) {
-    float x_buffer[kBlock], z_buffer[kBlock];
+    float x_buffer[kBlock], z_buffer[kBlock], out_buffer[kBlock];
     const float* z = z_buffer;
     if (given.given()) {
       z = given.read(b, begin, count, z_buffer);
@@ -33,7 +33,9 @@ void q_sample(const ts::Tensor& x0, const ts::Tensor& coefficients, const std::o
       draw.fill(b, begin, count, z_buffer);
     }
     const float* block = x.read(b, begin, count, x_buffer);
-    combine(block, z, rows[2 * b], rows[2 * b + 1], count, result.target(b, begin, nullptr));
+    float* target = result.target(b, begin, out_buffer);
+    combine(block, z, rows[2 * b], rows[2 * b + 1], count, target);
+    result.write(b, begin, count, target);
     if (drawn.given()) std::copy(z, z + count, drawn.target(b, begin, nullptr));
   });
 }

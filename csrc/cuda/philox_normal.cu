@@ -13,12 +13,12 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kMaxBlocks = 1 << 16;  // the grid's y size ends at 65535; larger work is walked over
 
-// One thread a counter: four normals, stored as one 16-byte write where the row's elements allow it.
+// One thread a counter: four normals, stored as one 16-byte write where the rows lie on such.
 __global__ void __launch_bounds__(kThreads)
     philox_normal_kernel(uint64_t seed, const int64_t* __restrict__ step, const int64_t* __restrict__ sample,
                          int64_t rows, int64_t elements, float* __restrict__ out) {
   const int64_t groups = (elements + 3) / 4;
-  const bool aligned = elements % 4 == 0;
+  const bool aligned = elements % 4 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0;
   for (int64_t b = blockIdx.y; b < rows; b += gridDim.y) {
     for (int64_t g = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; g < groups;
          g += static_cast<int64_t>(gridDim.x) * kThreads) {

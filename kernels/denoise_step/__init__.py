@@ -162,7 +162,6 @@ def denoise_step(
     if known is not None and mask is not None:
         check_like("known", known, x_t)
         mask = _expanded_mask(mask, x_t)
-    check_out(out, x_t)
     t_rows, previous_rows, last_rows = _steps(t, t_prev, t_last, schedule, x_t, previous_x0)
     noiseless = previous_x0 is not None or eta == 0
     if previous_x0 is not None:
@@ -188,10 +187,8 @@ def denoise_step(
     )  # fmt: skip
     if out is None:
         return torch.ops.sinmdm.denoise_step(*arguments)
-    if torch.is_grad_enabled():
-        for given in (x_t, model_output, known, previous_x0, noise, out):
-            if given is not None:
-                check_no_gradient_into_out(given)
+    check_out(out, x_t, model_output, known, mask, previous_x0, noise)
+    check_no_gradient_into_out(x_t, model_output, known, previous_x0, noise, out)
     torch.ops.sinmdm.denoise_step_out(*arguments, out)
     return out
 

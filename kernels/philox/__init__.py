@@ -6,22 +6,23 @@ from torch import Tensor
 from .. import _dispatch
 from .._checks import signed_seed, words
 from .._library import LIBRARY, native
+from .._state import check_no_gradient_into_out
 from . import reference
 
 LIBRARY.define(
     "philox_normal(SymInt[] shape, int seed, Tensor step, Tensor sample, Device device, str backend) -> Tensor"
 )
+LIBRARY.define("philox_normal_out(int seed, Tensor step, Tensor sample, str backend, Tensor(a!) out) -> ()")
 LIBRARY.define("philox_normal_native(int seed, Tensor step, Tensor sample, Tensor(a!) out) -> ()")
 
 
-def _reference(shape: list[int], seed: int, step: Tensor, sample: Tensor, device: torch.device) -> Tensor:
-    return reference.philox_normal(shape, seed, step, sample, device)
+# An implementation fills `out`, contiguous (rows, frames, channels) float32.
+def _reference(seed: int, step: Tensor, sample: Tensor, out: Tensor) -> None:
+    out.copy_(reference.philox_normal(out.shape, seed, step, sample, out.device))
 
 
-def _native(shape: list[int], seed: int, step: Tensor, sample: Tensor, device: torch.device) -> Tensor:
-    out = torch.empty(shape, dtype=torch.float32, device=device)
+def _native(seed: int, step: Tensor, sample: Tensor, out: Tensor) -> None:
     native("philox_normal_native")(seed, step, sample, out)
-    return out
 
 
 _dispatch.register("philox_normal", "reference", _reference, ("float32",))
@@ -29,16 +30,30 @@ _dispatch.register("philox_normal", "cpu", _native, ("float32",))
 _dispatch.register("philox_normal", "cuda", _native, ("float32",))
 
 
-def _body(shape: list[int], seed: int, step: Tensor, sample: Tensor, device: torch.device, backend: str) -> Tensor:
-    return _dispatch.body("philox_normal", backend)(shape, seed, step, sample, device)
+def _into_out(seed: int, step: Tensor, sample: Tensor, backend: str, out: Tensor) -> None:
+    _dispatch.body("philox_normal", backend)(seed, step, sample, out)
 
 
-LIBRARY.impl("philox_normal", _body, "CompositeExplicitAutograd")
+def _functional(
+    shape: list[int], seed: int, step: Tensor, sample: Tensor, device: torch.device, backend: str
+) -> Tensor:
+    out = torch.empty(shape, dtype=torch.float32, device=device)
+    _into_out(seed, step, sample, backend, out)
+    return out
+
+
+LIBRARY.impl("philox_normal", _functional, "CompositeExplicitAutograd")
+LIBRARY.impl("philox_normal_out", _into_out, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("sinmdm::philox_normal", lib=LIBRARY)
 def _fake(shape: list[int], seed: int, step: Tensor, sample: Tensor, device: torch.device, backend: str) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=device)
+
+
+@torch.library.register_fake("sinmdm::philox_normal_out", lib=LIBRARY)
+def _fake_out(seed: int, step: Tensor, sample: Tensor, backend: str, out: Tensor) -> None:
+    return None
 
 
 def philox_normal(
@@ -76,26 +91,24 @@ def philox_normal(
     """
     if len(shape) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape):
         raise ValueError(f"shape must be (frames, channels), each an int >= 0, got {tuple(shape)!r}")
+    batched = isinstance(sample, Tensor)
     rows = sample.shape[0] if isinstance(sample, Tensor) and sample.dim() == 1 else 1
-    device = torch.device(device or (out.device if out is not None else "cpu"))
-    step_words = words("step", step, rows, device)
-    sample_words = words("sample", sample, rows, device)
-    probe = torch.empty(0, device=device)
-    normals = torch.ops.sinmdm.philox_normal(
-        [rows, *shape],
-        signed_seed(seed),
-        step_words,
-        sample_words,
-        device,
-        _dispatch.choose("philox_normal", backend, probe),
-    )
-    if not isinstance(sample, Tensor):
-        normals = normals[0]
+    probe = torch.empty(0, device=device or (out.device if out is not None else "cpu"))
+    step_words = words("step", step, rows, probe.device)
+    sample_words = words("sample", sample, rows, probe.device)
+    backend = _dispatch.choose("philox_normal", backend, probe)
     if out is None:
-        return normals
-    if out.shape != normals.shape or out.dtype != torch.float32 or out.device != normals.device:
-        raise ValueError(
-            f"out must be float32 {tuple(normals.shape)} on {normals.device}, "
-            f"got {out.dtype} {tuple(out.shape)} on {out.device}"
+        normals = torch.ops.sinmdm.philox_normal(
+            [rows, *shape], signed_seed(seed), step_words, sample_words, probe.device, backend
         )
-    return out.copy_(normals)
+        return normals if batched else normals[0]
+    expected = (rows, *shape) if batched else tuple(shape)
+    if (out.shape, out.dtype, out.device) != (expected, torch.float32, probe.device) or not out.is_contiguous():
+        raise ValueError(
+            f"out must be float32 {expected} on {probe.device}, contiguous, "
+            f"got {out.dtype} {tuple(out.shape)} with strides {out.stride()} on {out.device}"
+        )
+    check_no_gradient_into_out(out)
+    rows_of_out = out if batched else out[None]
+    torch.ops.sinmdm.philox_normal_out(signed_seed(seed), step_words, sample_words, backend, rows_of_out)
+    return out

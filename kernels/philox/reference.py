@@ -52,6 +52,11 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tup
     return c0, c1, c2, c3
 
 
+def counter_of(group: Tensor, step: Tensor, sample: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The counter of the four elements 4 * group .. 4 * group + 3 of a sample's draw."""
+    return group & MASK, group >> 32, step, sample
+
+
 def uniform(word: Tensor) -> Tensor:
     """Float32 in (0, 1), never an end: ((word >> 9) + 1/2) * 2^-23."""
     return ((word >> 9).to(torch.float32) + 0.5) * 2.0**-23
@@ -98,7 +103,7 @@ def philox_normal(shape: Sequence[int], seed: int, step: Tensor, sample: Tensor,
     rows, frames, channels = shape
     elements = frames * channels
     group = torch.arange((elements + 3) // 4, device=device, dtype=torch.int64)
-    counter = (group & MASK, group >> 32, step[:, None].to(device), sample[:, None].to(device))
+    counter = counter_of(group, step[:, None].to(device), sample[:, None].to(device))
     w0, w1, w2, w3 = torch.broadcast_tensors(*philox4x32(counter, seed))
     normals = torch.stack([*box_muller(w0, w1), *box_muller(w2, w3)], -1)
     return normals.reshape(rows, 4 * len(group))[:, :elements].reshape(rows, frames, channels)

@@ -20,43 +20,58 @@ from .._state import (
 from ..schedule import Schedule
 from . import reference
 
-LIBRARY.define(
-    "q_sample(Tensor x0, Tensor coefficients, Tensor? noise, int seed, Tensor step, Tensor sample, bool return_noise,"
-    " str backend) -> (Tensor x_t, Tensor noise)"
-)
-LIBRARY.define(
-    "q_sample_native(Tensor x0, Tensor coefficients, Tensor? noise, int seed, Tensor step, Tensor sample,"
-    " Tensor(a!) out, Tensor(b!)? noise_out) -> ()"
-)
+_INPUTS = "Tensor x0, Tensor coefficients, Tensor? noise, int seed, Tensor step, Tensor sample"
+LIBRARY.define(f"q_sample({_INPUTS}, bool return_noise, str backend) -> (Tensor x_t, Tensor noise)")
+LIBRARY.define(f"q_sample_out({_INPUTS}, bool return_noise, str backend, Tensor(a!) out) -> Tensor")
+LIBRARY.define(f"q_sample_native({_INPUTS}, Tensor(a!) out, Tensor(b!)? noise_out) -> ()")
 
 
-def _reference(x0, coefficients, noise, seed, step, sample, return_noise):  # type: ignore[no-untyped-def]
+# An implementation writes x_t to `out` and the noise to `noise_out` where that is given.
+def _reference(x0, coefficients, noise, seed, step, sample, out, noise_out):  # type: ignore[no-untyped-def]
     x_t, drawn = reference.q_sample(x0, coefficients, noise, seed, step, sample)
-    return x_t, drawn.clone() if return_noise and drawn is noise else drawn if return_noise else x0.new_empty(0)
+    out.copy_(x_t)
+    if noise_out is not None:
+        noise_out.copy_(drawn)
 
 
-def _native(x0, coefficients, noise, seed, step, sample, return_noise):  # type: ignore[no-untyped-def]
-    out = torch.empty(x0.shape, dtype=x0.dtype, device=x0.device)
-    noise_out = torch.empty_like(out) if return_noise else None
-    native("q_sample_native")(x0, coefficients, noise, seed, step, sample, out, noise_out)
-    return out, x0.new_empty(0) if noise_out is None else noise_out
+def _native(*inputs_and_outs):  # type: ignore[no-untyped-def]
+    native("q_sample_native")(*inputs_and_outs)
 
 
 _dispatch.register("q_sample", "reference", _reference, names(STATE_DTYPES))
 _dispatch.register("q_sample", "cpu", _native, ("float32",))
 
 
-def _body(*arguments):  # type: ignore[no-untyped-def]
-    *rest, backend = arguments
-    return _dispatch.body("q_sample", backend)(*rest)
+def _into_out(*arguments):  # type: ignore[no-untyped-def]
+    *inputs, return_noise, backend, out = arguments
+    x0 = inputs[0]
+    noise_out = x0.new_empty(x0.shape) if return_noise else None
+    _dispatch.body("q_sample", backend)(*inputs, out, noise_out)
+    return x0.new_empty(0) if noise_out is None else noise_out
 
 
-LIBRARY.impl("q_sample", _body, "CompositeExplicitAutograd")
+def _functional(*arguments):  # type: ignore[no-untyped-def]
+    x0 = arguments[0]
+    out = x0.new_empty(x0.shape)
+    return out, _into_out(*arguments, out)
+
+
+LIBRARY.impl("q_sample", _functional, "CompositeExplicitAutograd")
+LIBRARY.impl("q_sample_out", _into_out, "CompositeExplicitAutograd")
+
+
+def _noise_fake(x0: Tensor, return_noise: bool) -> Tensor:
+    return x0.new_empty(x0.shape) if return_noise else x0.new_empty(0)
 
 
 @torch.library.register_fake("sinmdm::q_sample", lib=LIBRARY)
 def _fake(x0, coefficients, noise, seed, step, sample, return_noise, backend):  # type: ignore[no-untyped-def]
-    return x0.new_empty(x0.shape), x0.new_empty(x0.shape) if return_noise else x0.new_empty(0)
+    return x0.new_empty(x0.shape), _noise_fake(x0, return_noise)
+
+
+@torch.library.register_fake("sinmdm::q_sample_out", lib=LIBRARY)
+def _fake_out(x0, coefficients, noise, seed, step, sample, return_noise, backend, out):  # type: ignore[no-untyped-def]
+    return _noise_fake(x0, return_noise)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -126,12 +141,14 @@ def q_sample(  # type: ignore[misc]  # the overloads name only what the result d
     t = timesteps("t", t, schedule, x0, least=0)
     coefficients = per_row(schedule.forward_coefficients(t), x0)
     seed_word, step_words, sample_words = draw_words(seed, step, sample, x0)
-    check_out(out, x0)
-    x_t, drawn = torch.ops.sinmdm.q_sample(
+    arguments = (
         x0, coefficients, noise, seed_word, step_words, sample_words, return_noise,
         _dispatch.choose("q_sample", backend, x0),
     )  # fmt: skip
-    if out is not None:
-        check_no_gradient_into_out(x_t)
-        x_t = out.copy_(x_t)
+    if out is None:
+        x_t, drawn = torch.ops.sinmdm.q_sample(*arguments)
+    else:
+        check_out(out, x0, noise)
+        check_no_gradient_into_out(x0, noise, out)
+        x_t, drawn = out, torch.ops.sinmdm.q_sample_out(*arguments, out)
     return (x_t, drawn) if return_noise else x_t

@@ -124,7 +124,7 @@ def test_header_and_reference_give_the_same_words(header: ctypes.CDLL, seed: int
         ctypes.c_int64(len(group)), pointer(group.contiguous()), pointer(step32), pointer(sample32),
         ctypes.c_uint64(seed), pointer(out),
     )  # fmt: skip
-    expected = torch.stack(reference.philox4x32((group & 0xFFFFFFFF, group >> 32, step, sample), seed), -1)
+    expected = torch.stack(reference.philox4x32(reference.counter_of(group, step, sample), seed), -1)
     assert torch.equal(out.to(torch.int64) & 0xFFFFFFFF, expected)
 
 
@@ -296,6 +296,11 @@ def test_into_out(backend: str) -> None:
     out = torch.full((2, 37, 29), torch.nan)
     assert philox_normal((37, 29), seed=3, sample=torch.arange(2), out=out, backend=backend) is out
     assert torch.equal(out, expected)
+    # A contiguous part of something larger, that does not start where a vector would.
+    buffer = torch.full((37 * 28 + 2,), torch.nan)
+    alone = philox_normal((37, 28), seed=3, out=buffer[1:-1].view(37, 28), backend=backend)
+    assert torch.equal(alone, philox_normal((37, 28), seed=3, backend=backend))
+    assert buffer.isnan().tolist() == [True, *[False] * (37 * 28), True]
 
 
 @pytest.fixture(scope="module")
@@ -372,9 +377,11 @@ def test_steps_and_seeds_are_independent(ten_million: Tensor) -> None:
         ({"sample": 2**32}, ValueError, "sample must stay within"),
         ({"sample": torch.tensor(3)}, ValueError, "sample must have shape"),
         ({"sample": torch.ones(2)}, TypeError, "sample must be int32 or int64"),
-        ({"out": torch.empty(3, 5)}, ValueError, r"out must be float32 \(3, 4\)"),
-        ({"out": torch.empty(3, 4).double()}, ValueError, "out must be float32.*float64"),
-        ({"out": torch.empty(3, 4), "device": "meta"}, ValueError, "out must be float32.*on meta"),
+        ({"out": torch.empty(3, 5)}, ValueError, r"out must be contiguous float32 \(3, 4\)"),
+        ({"out": torch.empty(3, 4).double()}, ValueError, "out must be contiguous float32.*float64"),
+        ({"out": torch.empty(3, 4), "device": "meta"}, ValueError, "out must be contiguous float32.*on meta"),
+        ({"out": torch.empty(4, 3).T}, ValueError, r"out must be contiguous float32.*strides \(1, 3\)"),
+        ({"out": torch.empty(3, 4, requires_grad=True)}, ValueError, "out cannot be given where a gradient"),
         ({"backend": "c"}, ValueError, "backend must be one of cpu, cuda, reference, triton"),
     ],
 )

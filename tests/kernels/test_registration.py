@@ -93,6 +93,15 @@ SAMPLES = {
         ),
         lambda: (randn(2, 9, 3, grad=True), randn(2, 2), randn(2, 9, 3), 0, words(0), words(0), False, "reference"),
     ],
+    "q_sample_out": [
+        lambda: (
+            randn(2, 9, 3), randn(2, 2), None, -7, words(3), words(4), False, native(),
+            torch.empty(2, 3, 9).transpose(1, 2),
+        ),
+        lambda: (
+            randn(2, 9, 3), randn(2, 2), randn(2, 9, 3), 0, words(0), words(0), True, "reference", torch.empty(2, 9, 3),
+        ),
+    ],
     "denoise_step": [
         lambda: denoise_sample(grad=False),
         lambda: denoise_sample(grad=True),
@@ -107,6 +116,14 @@ SAMPLES = {
     "philox_normal": [
         lambda: ([2, 9, 3], -7, words(3), words(4), torch.device("cpu"), native()),
         lambda: ([2, 0, 3], 0, words(3), words(4), torch.device("cpu"), "reference"),
+    ],
+    "philox_normal_out": [
+        lambda: (-7, words(3), words(4), native(), torch.empty(2, 9, 3)),
+        lambda: (-7, words(3), words(4), "reference", torch.empty(2, 9, 3)),
+    ],
+    "philox_normal_out": [
+        lambda: (-7, words(3), words(4), native(), torch.empty(2, 9, 3)),
+        lambda: (0, words(3), words(4), "reference", torch.empty(2, 9, 3)),
     ],
 }  # fmt: skip
 
@@ -163,6 +180,12 @@ def noised_with(x0: Tensor, noise: Tensor) -> Tensor:
     return q_sample(x0, 7, SCHEDULE, noise=noise)
 
 
+def noised_into_out(x0: Tensor) -> Tensor:
+    out = torch.empty_like(x0)
+    _, noise = q_sample(x0, 7, SCHEDULE, seed=3, out=out, return_noise=True)
+    return out + noise
+
+
 def step_at_an_int(x: Tensor, output: Tensor) -> Tensor:
     return denoise_step(x, output, 7, SCHEDULE, seed=3, prediction="epsilon")
 
@@ -185,6 +208,11 @@ def with_noise(x: Tensor) -> Tensor:
     return x + philox_normal((9, 3), seed=3, sample=torch.arange(2))
 
 
+def with_noise_into_out(x: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    return x + philox_normal((9, 3), seed=3, sample=torch.arange(2), out=out)
+
+
 STATE = (2, 9, 3)
 PUBLIC = {
     "window_attention": (attend, lambda: (*attention_inputs(), LENGTHS)),
@@ -195,6 +223,7 @@ PUBLIC = {
     ),
     "q_sample": (noised, lambda: (randn(*STATE, grad=True), torch.tensor([3, 19]))),
     "q_sample with noise": (noised_with, lambda: (randn(*STATE, grad=True), randn(*STATE, grad=True))),
+    "q_sample into out": (noised_into_out, lambda: (randn(*STATE),)),
     "denoise_step": (step_at_an_int, lambda: (randn(*STATE, grad=True), randn(*STATE, grad=True))),
     "denoise_step at tensors": (
         step_at_a_tensor,
@@ -206,6 +235,7 @@ PUBLIC = {
     "denoise_step of second order": (second_order_step, lambda: tuple(randn(*STATE, grad=True) for _ in range(3))),
     "denoise_step into out": (step_into_out, lambda: (randn(*STATE), randn(*STATE))),
     "philox_normal": (with_noise, lambda: (randn(*STATE, grad=True),)),
+    "philox_normal into out": (with_noise_into_out, lambda: (randn(*STATE, grad=True),)),
 }  # fmt: skip
 
 
@@ -264,9 +294,6 @@ def test_fake_tensors(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_meta_tensors(name: str) -> None:
-    if name == "philox_normal":
-        assert philox_normal((9, 3), seed=3, device="meta").shape == (9, 3)
-        return
     function, make = PUBLIC[name]
     inputs = make()
     result = function(*(x.detach().to("meta") for x in inputs))

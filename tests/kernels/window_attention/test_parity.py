@@ -208,7 +208,7 @@ SMALL = [
     Case(9, (1, 3), "shift", lengths=(5, 7), heads=4, kv_heads=2, dropout_p=0.5),  # lengths down to K
     Case(23, (10, 3), lengths=(23, 17)),  # a window of more than half the sequence
 ]
-# A tile holds 65 queries: one more frame than a tile, two tiles, and the third begun; windows inside one tile and wider.
+# A tile holds 65 queries: a full one, one more frame, two tiles, a third begun; windows inside one tile and wider.
 TILES = [
     Case(65, (2, 3), batch=1),
     Case(66, (2, 3), lengths=(66, 65)),
