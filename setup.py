@@ -28,7 +28,7 @@ def build_facts():
 
 
 def find_cuda_home():
-    """The toolkit of the nvcc on PATH, by its own word (where nvcc is a wrapper script, its folder is not the toolkit's)."""
+    """The toolkit of the nvcc on PATH, by its own word: where nvcc is a wrapper script, its folder is not the toolkit."""
     nvcc = os.environ.get("NVCC") or shutil.which("nvcc")
     if nvcc is None:
         return None

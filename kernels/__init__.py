@@ -7,7 +7,7 @@ reference; `backends()` says which faster implementations this machine has.
 if __name__ == "kernels":
     raise ImportError("import this package as 'sinmdm.kernels' (the checkout's folder is on sys.path)")
 
-from ._dispatch import BackendError, backends
+from ._dispatch import BackendError, backends, extension, implementations
 from .denoise_step import denoise_step
 from .philox import philox_normal
 from .q_sample import q_sample
@@ -20,6 +20,8 @@ __all__ = [
     "Schedule",
     "backends",
     "denoise_step",
+    "extension",
+    "implementations",
     "philox_normal",
     "q_sample",
     "qna_attention",

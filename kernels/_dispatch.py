@@ -8,13 +8,10 @@ from typing import Any
 import torch
 
 from . import _native
+from ._native import BackendError
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")  # fastest first: the order in which a default is looked for
 ENVIRONMENT_VARIABLE = "SINMDM_BACKEND"
-
-
-class BackendError(RuntimeError):
-    """The backend that was asked for cannot take this call; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def machine_lacks(backend: str) -> str | None:
     if backend in ("cuda", "triton") and not torch.cuda.is_available():
         return "torch sees no CUDA device"
     if backend == "cuda" and not (_native.load() and _native.has_cuda()):
-        return "the native extension was built without its CUDA half (set SINMDM_FORCE_CUDA=1 and reinstall)"
+        return "the native extension has no CUDA half; CONTRIBUTING.md says how to build it"
     return None
 
 
@@ -95,3 +92,13 @@ def backends() -> dict[str, str]:
 def implementations() -> dict[str, tuple[str, ...]]:
     """Op name -> the backends it has an implementation for, fastest first."""
     return {op: tuple(name for name in BACKENDS if name in table) for op, table in sorted(_IMPLEMENTATIONS.items())}
+
+
+def extension() -> dict[str, str | None]:
+    """The native extension: "built" (how, or None), "missing" (why, or None), "cuda" (its CUDA runtime, or None)."""
+    there = _native.load()
+    return {
+        "built": _native.how() if there else None,
+        "missing": _native.why_not(),
+        "cuda": torch.ops.sinmdm.cuda_build() if there and _native.has_cuda() else None,
+    }

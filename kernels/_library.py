@@ -13,6 +13,12 @@ def native(name: str) -> Callable[..., Any]:
     return getattr(torch.ops.sinmdm, name).default
 
 
+def note_write(out: torch.Tensor) -> None:
+    """Tell autograd that `out` was written in place, so that a graph which still needs its old values says so."""
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+
+
 def no_second_derivative(op: str) -> None:
     """Make differentiating `op`_backward a clear error."""
 

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import mmap
 import os
+import threading
 import warnings
 from pathlib import Path
 
@@ -15,10 +16,16 @@ import torch
 MINIMUM_TORCH = "0x020a000000000000"  # the stable ABI of torch 2.10: one library runs on every later version
 CXX_FLAGS = ["-O3", "-g0", "-std=c++17", "-fno-math-errno", "-fno-trapping-math"]
 LINK_FLAGS = ["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]  # libtorch must stay a direct dependency
+MODES = ("auto", "jit", "0", "1")
 HASH_MARK = "sinmdm-source-hash:"
 
 _HERE = Path(__file__).resolve().parent
 _state: dict[str, str | None] = {}  # "how" and "why", filled by the first load()
+_lock = threading.Lock()
+
+
+class BackendError(RuntimeError):
+    """The backend that was asked for cannot take this call; the message says what is missing."""
 
 
 def source_folder() -> Path:
@@ -81,33 +88,43 @@ def _load_jit() -> None:
     )
 
 
+def _find(mode: str) -> tuple[str | None, str | None]:
+    """(how the extension was had, why it was not), one of them None."""
+    if mode == "0":
+        return None, "SINMDM_NATIVE=0"
+    try:
+        if mode != "jit" and _load_prebuilt():
+            return "ahead of time", None
+        _load_jit()
+        return "at first use", None
+    except Exception as error:
+        # Whatever the compiler or loader trips over, plain PyTorch still computes the same thing.
+        lines = str(error).strip().splitlines() or [""]
+        telling = next((line for line in lines if "error:" in line), lines[0])
+        return None, f"{type(error).__name__}: {telling[:200]}"
+
+
 def load() -> bool:
-    """Load the extension once; True where its ops can be called. Warns once where it cannot be had."""
-    if "how" not in _state:
-        mode = os.environ.get("SINMDM_NATIVE", "auto")
-        if mode not in ("auto", "jit", "0", "1"):
-            raise ValueError(f"SINMDM_NATIVE must be auto, jit, 0 or 1, got {mode!r}")
-        _state["how"], _state["why"] = None, "SINMDM_NATIVE=0" if mode == "0" else None
-        if mode != "0":
-            try:
-                if mode != "jit" and _load_prebuilt():
-                    _state["how"] = "ahead of time"
-                else:
-                    _load_jit()
-                    _state["how"] = "at first use"
-            except Exception as error:
-                # Whatever the compiler or loader trips over, plain PyTorch still computes the same thing.
-                lines = str(error).strip().splitlines() or [""]
-                telling = next((line for line in lines if "error:" in line), lines[0])
-                _state["why"] = f"{type(error).__name__}: {telling[:200]}"
-                if mode == "1":
-                    raise RuntimeError(f"SINMDM_NATIVE=1, but {_state['why']}") from error
+    """Load the extension once; True where its ops can be called. Warns once where it cannot be had.
+
+    Raises: ValueError where SINMDM_NATIVE is none of its values; BackendError where it is 1 and there is no extension.
+    """
+    mode = os.environ.get("SINMDM_NATIVE", "auto")
+    if mode not in MODES:
+        raise ValueError(f"SINMDM_NATIVE must be one of {', '.join(MODES)}, got {mode!r}")
+    with _lock:
+        if "how" not in _state:
+            how, why = _find(mode)
+            _state.update(how=how, why=why)
+            if why is not None and mode in ("auto", "jit"):
                 warnings.warn(
-                    f"sinmdm: native kernels are unavailable ({_state['why']}); using plain PyTorch, which is slower. "
+                    f"sinmdm: native kernels are unavailable ({why}); using plain PyTorch, which is slower. "
                     "They need a C++17 compiler.",
                     RuntimeWarning,
-                    stacklevel=2,
+                    stacklevel=3,
                 )
+    if _state["how"] is None and mode == "1":
+        raise BackendError(f"SINMDM_NATIVE=1, but the native extension is not available: {_state['why']}")
     return _state["how"] is not None
 
 

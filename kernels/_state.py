@@ -38,24 +38,26 @@ def check_out(out: Tensor | None, x: Tensor, *operands: Tensor | None) -> None:
     if out is None:
         return
     check_like("out", out, x)
-    if torch.compiler.is_compiling() or isinstance(out, FakeTensor):
+    if torch.compiler.is_compiling() or isinstance(out, FakeTensor) or out.device.type == "meta":
         return
+    if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
+        raise ValueError(
+            f"out must have an element of its own for each of {tuple(out.shape)}, got strides {out.stride()}"
+        )
+    begin, end, dense = _memory(out)
     for operand in (x, *operands):
-        if operand is None or _same_elements(out, operand) or not operand.numel():
+        if operand is None or (out.data_ptr(), out.stride()) == (operand.data_ptr(), operand.stride()):
             continue
-        (begin, end), (other_begin, other_end) = _memory(out), _memory(operand)
-        if begin < other_end and other_begin < end:
+        other_begin, other_end, other_dense = _memory(operand)
+        # Views with gaps may lie between one another without harm, and are the caller's business, as in torch.
+        if dense and other_dense and begin < other_end and other_begin < end:
             raise ValueError("out must be one of the inputs itself or share no memory with any of them")
 
 
-def _same_elements(x: Tensor, y: Tensor) -> bool:
-    return (x.data_ptr(), x.stride(), x.dtype) == (y.data_ptr(), y.stride(), y.dtype)
-
-
-def _memory(x: Tensor) -> tuple[int, int]:
-    """First byte of a tensor and the one after its last."""
-    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.data_ptr(), x.data_ptr() + span * x.element_size()
+def _memory(x: Tensor) -> tuple[int, int, bool]:
+    """First byte of a tensor, the one after its last, and whether its elements are all there is between them."""
+    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    return x.data_ptr(), x.data_ptr() + span * x.element_size(), span == x.numel()
 
 
 def check_no_gradient_into_out(*tensors: Tensor | None) -> None:

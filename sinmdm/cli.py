@@ -11,24 +11,25 @@ from pathlib import Path
 from tqdm import tqdm
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) < high:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high - 1}, got {text!r}")
+        return int(text)
+
+    return parse
 
 
-def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 2**63 - 1, got {text}")
-    return value
+_count, _seed = _whole(1, 2**31), _whole(0, 2**63)
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value
 
 
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     def common(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--seed", type=_seed, default=0, help="default 0")
+        sub.add_argument("--seed", type=_seed, help="default 0")
         sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     train = command("train", _train, "train a model on one motion and leave a run in a folder")
@@ -58,13 +59,13 @@ def _parser() -> argparse.ArgumentParser:
         "motion", type=Path, metavar="MOTION", help=".bvh, or an array (frames, features) in .npy or .pt"
     )
     train.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to leave the run in")
-    train.add_argument("--preset", choices=sorted(PRESETS), default="small")
+    train.add_argument("--preset", choices=sorted(PRESETS), help="default small")
     length = train.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_count, help="default: the preset's")
     length.add_argument("--minutes", type=_positive, help="train for so long instead of so many steps")
     train.add_argument("--resume", action="store_true", help="continue the run in the folder")
     train.add_argument("--fps", type=_positive, default=30.0, help="thin the clip to at most this rate (default 30)")
-    train.add_argument("--precision", choices=PRECISIONS, default="float32", help="default float32")
+    train.add_argument("--precision", choices=PRECISIONS, help="default float32")
     train.add_argument("--device", help="default: cuda where torch sees it, else cpu")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events into the folder")
     common(train)
@@ -79,16 +80,16 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--sampler", choices=SAMPLERS, default="ddpm")
     sample.add_argument("--steps", type=_count, help="timesteps to visit (default all)")
     sample.add_argument("--batch-size", type=_count, default=16, help="motions computed at once (default 16)")
-    sample.add_argument("--device", help="default cpu")
+    sample.add_argument("--device", help="default: cuda where torch sees it, else cpu")
     common(sample)
 
     evaluate = command("evaluate", _evaluate, "measure a run's samples, beside baselines that learnt nothing")
     evaluate.add_argument("run_folder", type=Path, metavar="RUN")
     evaluate.add_argument("samples", type=Path, nargs="*", metavar="SAMPLE", help="BVH files (default: new samples)")
     evaluate.add_argument("--frames", type=_count, help="length of new samples (default: twice the clip's)")
-    evaluate.add_argument("-n", type=_count, default=4, help="how many new samples (default 4)")
+    evaluate.add_argument("-n", type=_count, help="how many new samples (default 4)")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write the table and its definitions here")
-    evaluate.add_argument("--device", help="default cpu")
+    evaluate.add_argument("--device", help="default: cuda where torch sees it, else cpu")
     common(evaluate)
 
     info = command("info", _info, "say what this machine has: versions, backends, and why others are missing")
@@ -145,7 +146,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     bar, on_step = _steps_bar(arguments.quiet, "sampling")
     with filling(arguments.out) as folder, bar:
         motions = run.sample(
-            frames, arguments.n, seed=arguments.seed, sampler=arguments.sampler, steps=arguments.steps,
+            frames, arguments.n, seed=arguments.seed or 0, sampler=arguments.sampler, steps=arguments.steps,
             batch_size=arguments.batch_size, device=arguments.device, on_step=on_step,
         )  # fmt: skip
         digits = max(2, len(str(arguments.n - 1)))
@@ -161,13 +162,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from .motion.atomic import replacing
     from .run import load
 
+    if arguments.samples and (arguments.frames or arguments.n):
+        raise ValueError("--frames and -n are of new samples: leave them out where files are given")
     run = load(arguments.run_folder)
     samples = [read_motion(path) for path in arguments.samples] or None
     bar, on_step = _steps_bar(arguments.quiet, "sampling")
     with bar:
         rows, clip = evaluate_run(
-            run, samples, frames=arguments.frames, n=arguments.n, seed=arguments.seed, device=arguments.device,
-            on_step=on_step,
+            run, samples, frames=arguments.frames, n=arguments.n or 4, seed=arguments.seed or 0,
+            device=arguments.device, on_step=on_step,
         )  # fmt: skip
     print(format_table(rows))
     if arguments.json:
@@ -188,7 +191,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     files = demo(
         arguments.out or free_folder(),
         minutes=arguments.minutes,
-        seed=arguments.seed,
+        seed=arguments.seed or 0,
         progress=not arguments.quiet,
     )
     print("look at:", *files, sep="\n  ")

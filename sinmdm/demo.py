@@ -27,6 +27,7 @@ def demo(out: Path, *, minutes: float, n: int = 3, seed: int = 0, progress: bool
     clip = walker(seed=seed)
     with filling(out) as folder:
         clip.write(folder / "walker.bvh")
+        draw_strip(folder / "strip.png", {"the clip": clip})  # what drawing lacks shows before the training
         train(clip, folder / "run", preset="small", minutes=minutes, seed=seed, fps=None, progress=progress)
         samples = load(folder / "run").sample(2 * len(clip), n, seed=seed)
         rows = {"the clip": clip}

@@ -253,6 +253,10 @@ def evaluate_run(
         raise ValueError("the measures are of joint rotations, and this run was trained on an array")
     clip = rotation_features(run.motion)
     length = frames or 2 * len(run.motion)
+    thinned = length / round(run.motion.fps / run.motion.thin(MAX_FPS).fps)
+    for name, count in (("frames", thinned), ("the clip's length", len(clip))):
+        if count <= WINDOW:
+            raise ValueError(f"{name} must be more than {WINDOW} frames at {MAX_FPS} a second, got {count:g}")
     calls = 1 if samples is not None else 2
 
     def report(call: int) -> Callable[[int, int], None] | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from . import __version__
-from .kernels import _dispatch, _native, backends
+from .kernels import backends, extension, implementations
 
 LIBRARIES = ("numpy", "triton", "roma", "safetensors", "tqdm", "matplotlib", "tensorboard")
 
@@ -24,7 +24,7 @@ def _version(library: str) -> str:
 def machine_info() -> dict[str, Any]:
     """Versions, devices, the native extension, backends (available, or why not) and ops."""
     have = backends()
-    how = _native.how()
+    native = extension()
     return {
         "sinmdm": __version__,
         "python": platform.python_version(),
@@ -33,12 +33,12 @@ def machine_info() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "libraries": {library: _version(library) for library in LIBRARIES},
-        "native": f"built {how}" if how else f"absent: {_native.why_not()}",
-        "native_cuda": torch.ops.sinmdm.cuda_build() if how and _native.has_cuda() else None,
+        "native": f"built {native['built']}" if native["built"] else f"absent: {native['missing']}",
+        "native_cuda": native["cuda"],
         "backends": have,
         "ops": {
             op: [name for name in names if have[name] == "available"]
-            for op, names in _dispatch.implementations().items()
+            for op, names in implementations().items()
             if not op.endswith("_backward")
         },
     }

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from .diffusion import Schedule
+
+SCHEDULES: Mapping[str, Callable[[int], Schedule]] = {"cosine": Schedule.cosine, "linear": Schedule.linear}
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,13 @@ class Preset:
     steps: int = 60_000
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            allowed = (int, float) if kind is float else kind
+            if not isinstance(value, allowed) or isinstance(value, bool):
+                raise ValueError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         low, high = self.resize
         if not 0.25 <= low <= high <= 4:
             raise ValueError(f"resize must be (low, high) within 0.25 and 4, got {self.resize}")
@@ -52,6 +64,10 @@ class Preset:
     def network(self) -> dict[str, Any]:
         """The keyword arguments of the network."""
         return {name: getattr(self, name) for name in ("d_model", "heads", "layers", "window", "mlp_ratio", "dropout")}
+
+    def noise_schedule(self) -> Schedule:
+        """The schedule by its name and length."""
+        return SCHEDULES[self.schedule](self.timesteps)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""

@@ -9,6 +9,7 @@ log.csv                 step, loss, learning rate and time
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ from .presets import Preset
 
 FORMAT = 1
 CONFIG, MODEL, CHECKPOINT, LOG = "config.json", "model.safetensors", "checkpoint.safetensors", "log.csv"
-SCHEDULES: Mapping[str, Callable[[int], Schedule]] = {"cosine": Schedule.cosine, "linear": Schedule.linear}
+MOTION_FILES = ("clip.bvh", "clip.npy")
 
 
 class RunError(ValueError):
@@ -56,10 +57,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise RunError(f"{path}: must be a safetensors file, but it is {what}") from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Text to a file that appears whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """config.json, whole or not at all."""
-    with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -77,7 +83,32 @@ def read_config(folder: Path) -> dict[str, Any]:
     missing = {"preset", "layout", "motion", "seed"} - config.keys()
     if missing:
         raise RunError(f"{path}: has no {', '.join(sorted(missing))}")
+    motion = config["motion"]
+    if not isinstance(motion, dict) or motion.get("file") not in MOTION_FILES:
+        raise RunError(f"{path}: motion.file must be one of {', '.join(MOTION_FILES)}")
     return config
+
+
+def device_named(device: torch.device | str | None) -> torch.device:
+    """A device that can be used here; None is CUDA where torch sees it, else the CPU. Raises ValueError otherwise."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return torch.device(device)
+
+
+def layout_stamp(layout: Layout) -> str:
+    """Short hash of a layout: weights carry it, because another skeleton may have as many features."""
+    return hashlib.sha256(json.dumps(layout.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_stamp(path: Path, metadata: Mapping[str, str], layout: Layout) -> None:
+    """Raise RunError where a file's weights belong to another skeleton or motion than `layout`'s."""
+    if metadata.get("layout") != layout_stamp(layout):
+        raise RunError(f"{path}: belongs to another skeleton or motion than this run's {CONFIG}")
 
 
 def load_weights(network: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -111,7 +142,7 @@ class Run:
     @property
     def schedule(self) -> Schedule:
         """The noise schedule it was trained with."""
-        return SCHEDULES[self.preset.schedule](self.preset.timesteps)
+        return self.preset.noise_schedule()
 
     @property
     def fps(self) -> float | None:
@@ -138,7 +169,7 @@ class Run:
             seed: 0 .. 2^64 - 1.
             sampler, steps: as `sinmdm.diffusion.sample`.
             batch_size: how many are computed at once.
-            device: where; default the CPU.
+            device: where; default CUDA where torch sees it, else the CPU. The noise is the same everywhere.
             on_step: called with (steps done, steps in all) over all batches.
 
         Returns:
@@ -150,7 +181,8 @@ class Run:
         for name, value in (("frames", frames), ("n", n), ("batch_size", batch_size)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an int >= 1, got {value!r}")
-        network = self.network.to(device or "cpu").eval()
+        where = device_named(device)
+        network = self.network.to(where).eval()
         begins = range(0, n, batch_size)
         each = steps or self.preset.timesteps
         motions: list[Motion] = []
@@ -163,7 +195,7 @@ class Run:
 
             x = sample(
                 network, (count, self.layout.size, frames), self.schedule, sampler=sampler, steps=steps, seed=seed,
-                device=device, first_sample=begin, on_step=report,
+                device=where, first_sample=begin, on_step=report,
             )  # fmt: skip
             motions += [self.layout.decode(features) for features in self.normalizer.invert(x.mT.cpu())]
         return motions
@@ -177,20 +209,21 @@ def load(run: str | os.PathLike[str]) -> Run:
     """
     folder = Path(run)
     config = read_config(folder)
+    path = folder / MODEL
+    tensors, metadata = read_tensors(path)
     try:
         preset, layout = Preset.from_dict(config["preset"]), layout_from_dict(config["layout"])
+        with torch.random.fork_rng(devices=[]):  # the initial weights are all replaced
+            network = WindowTransformer(layout.size, **preset.network())
     except ValueError as error:
         raise RunError(f"{folder / CONFIG}: {error}") from error
-    path = folder / MODEL
-    tensors, _ = read_tensors(path)
+    check_stamp(path, metadata, layout)
     statistics = {name: tensors.pop(f"normalizer.{name}", torch.empty(0)) for name in ("mean", "std")}
     for name, tensor in statistics.items():
         if tuple(tensor.shape) != (layout.size,):
             raise RunError(
                 f"{path}: normalizer.{name} has {tensor.numel()} features, the run's skeleton has {layout.size}"
             )
-    with torch.random.fork_rng(devices=[]):  # the initial weights are all replaced
-        network = WindowTransformer(layout.size, **preset.network())
     load_weights(network, tensors, path)
     motion = read_motion(folder / config["motion"]["file"])
     return Run(folder, preset, layout, motion, Normalizer(**statistics), network.eval())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import csv
 import os
+import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +28,18 @@ from .run import (
     FORMAT,
     LOG,
     MODEL,
-    SCHEDULES,
     Run,
     RunError,
+    check_stamp,
+    device_named,
+    layout_stamp,
     load,
     load_weights,
     read_config,
     read_tensors,
     write_config,
     write_tensors,
+    write_text,
 )
 
 PRECISIONS = ("float32", "bfloat16", "auto")
@@ -119,18 +124,22 @@ class Trainer:
         warmup = min(1.0, (self.step + 1) / self.preset.warmup) if self.preset.warmup else 1.0
         return self.preset.learning_rate * warmup * self.preset.final_learning_rate**self.progress
 
-    def advance(self) -> Tensor:
-        """One step: the loss, mean squared error of the predicted x_0."""
+    def loss(self) -> Tensor:
+        """Mean squared error of the predicted x_0 on this step's batch."""
         x0, timesteps = (x.to(self.device) for x in self.crops.batch(self.step))
         x_t = q_sample(x0, timesteps, self.schedule, seed=self.crops.seed, step=self.step)
-        rate = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         # Dropout draws from torch's generator, which so depends on the step alone.
         torch.manual_seed(int(np.random.SeedSequence([self.crops.seed, self.step]).generate_state(1)[0]))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             predicted = self.network(x_t.mT, timesteps).mT
-        loss = F.mse_loss(predicted.float(), x0)
+        return F.mse_loss(predicted.float(), x0)
+
+    def advance(self) -> Tensor:
+        """One step; gives its loss."""
+        rate = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self.loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -151,6 +160,8 @@ class Trainer:
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
         """Continue from a checkpoint. Raises RunError where it does not fit."""
 
+        check_stamp(path, metadata, self.crops.layout)
+
         def part(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -168,20 +179,40 @@ class Trainer:
         self.optimizer.load_state_dict(state)
 
 
-def _new_folder(out: Path) -> None:
-    """Make the folder. Raises FileExistsError where it holds anything: nothing is ever deleted or mixed."""
+def _check_free(out: Path) -> None:
+    """Raise FileExistsError where the folder holds anything: nothing is ever deleted or mixed."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: exists and is not empty; choose another folder, or resume the run in it")
-    out.mkdir(parents=True, exist_ok=True)
 
 
-def _motion_of(clip: Motion | str | os.PathLike[str], fps: float | None) -> tuple[Motion, str]:
-    """The motion at the rate to train at, and where it came from."""
+def _motion_of(clip: Motion | str | os.PathLike[str], fps: float | None) -> tuple[Motion, Layout, str]:
+    """The motion at the rate to train at, its layout, and where it came from. Raises where it cannot be learnt from."""
     source = type(clip).__name__
     if isinstance(clip, (str, os.PathLike)):
-        source = Path(clip).name
+        source = str(clip)
         clip = read_motion(clip)
-    return (clip.thin(fps) if isinstance(clip, Clip) and fps is not None else clip), source
+    if isinstance(clip, Clip):
+        motion: Motion = clip if fps is None else clip.thin(fps)
+    elif isinstance(clip, Tensor) and clip.is_floating_point():
+        motion = clip.detach().to("cpu", torch.float32)
+        if not bool(motion.isfinite().all()):
+            raise ValueError(f"{source}: has numbers that are not finite in float32")
+    else:
+        raise TypeError(
+            f"clip must be a file, a Clip or a tensor of floats (frames, features), got {type(clip).__name__}"
+        )
+    try:
+        return motion, layout_for(motion), source
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _same_motion(folder: Path, config: dict[str, Any], motion: Motion, layout: Layout) -> bool:
+    """Whether a run was started on this motion; the copy it keeps is text, and so rounded."""
+    if config["layout"] != layout.to_dict():
+        return False
+    own, given = (layout.encode(x) for x in (read_motion(folder / config["motion"]["file"]), motion))
+    return own.shape == given.shape and torch.allclose(own, given, rtol=1e-5, atol=1e-5 * float(given.abs().max()))
 
 
 def _append(path: Path, rows: list[list[Any]]) -> None:
@@ -194,20 +225,20 @@ def _truncate_log(path: Path, step: int) -> None:
     if path.is_file():
         lines = path.read_text().splitlines()
         kept = [line for line in lines if not line.split(",")[0].isdigit() or int(line.split(",")[0]) <= step]
-        path.write_text("\n".join(kept) + "\n")
+        write_text(path, "\n".join(kept) + "\n")
 
 
 def train(
     clip: Motion | str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    preset: str | Preset = "small",
+    preset: str | Preset | None = None,
     steps: int | None = None,
     minutes: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     resume: bool = False,
     fps: float | None = 30.0,
-    precision: str = "float32",
+    precision: str | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
     tensorboard: bool = False,
@@ -220,13 +251,14 @@ def train(
     Args:
         clip: a file (.bvh, .npy, .pt), a Clip, or an array (frames, features).
         out: folder of the run; must not exist or be empty, unless `resume`.
-        preset: a name in PRESETS, or a Preset.
+        preset: a name in PRESETS, or a Preset; default "small".
         steps, minutes: how long; at most one of them, default the preset's steps.
-        seed: 0 .. 2^63 - 1.
-        resume: continue the run in `out` with the settings it was started with; the motion must be the same.
+        seed: 0 .. 2^63 - 1, default 0.
+        resume: continue the run in `out`. It keeps its settings: leave out preset, steps, minutes, seed and precision;
+            the motion (and fps) must be the same.
         fps: thin clips to at most this rate (120 and 60 become 30); None keeps the file's own.
-        precision: "float32", "bfloat16" (autocast), or "auto": what multiplies faster on this machine, by a short
-            measurement at the start that the run remembers.
+        precision: "float32" (default), "bfloat16" (autocast), or "auto": what multiplies faster on this machine, by a
+            short measurement at the start that the run remembers.
         device: default CUDA where torch sees it, else the CPU.
         progress: show a bar with loss, steps a second and the time left.
         tensorboard: also write events into the folder (needs the extra sinmdm[tensorboard]).
@@ -240,70 +272,72 @@ def train(
     """
     if steps is not None and minutes is not None:
         raise ValueError("give steps or minutes, not both")
-    for name, value in (("steps", steps), ("minutes", minutes)):
+    for name, value in (("steps", steps), ("minutes", minutes), ("fps", fps)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 2**63):
         raise ValueError(f"seed must be an int from 0 to 2**63 - 1, got {seed!r}")
-    if precision not in PRECISIONS:
+    if precision is not None and precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if fps is not None and not fps > 0:
-        raise ValueError(f"fps must be above 0, got {fps}")
-    folder = Path(out)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    motion, source = _motion_of(clip, fps)
-    layout = layout_for(motion)
+    given = {"preset": preset, "steps": steps, "minutes": minutes, "seed": seed, "precision": precision}
+    set_again = [name for name, value in given.items() if value is not None]
+    if resume and set_again:
+        raise ValueError(f"a resumed run keeps its settings: leave out {', '.join(set_again)}")
+    folder, where = Path(out), device_named(device)
+    writer = _event_writer() if tensorboard else None
+    motion, layout, source = _motion_of(clip, fps)
     if resume:
         config = read_config(folder)
-        if config["layout"] != layout.to_dict():
+        if not _same_motion(folder, config, motion, layout):
             raise RunError(f"{folder}: was trained on another motion or skeleton ({config['motion']['source']})")
-        if steps is not None or minutes is not None:
-            raise ValueError("a resumed run keeps the length it was started with: leave out steps and minutes")
     else:
-        settings = preset_named(preset) if isinstance(preset, str) else preset
-        _new_folder(folder)
+        settings = preset if isinstance(preset, Preset) else preset_named(preset or "small")
+        _check_free(folder)
         config = {
             "format": FORMAT,
             "sinmdm": __version__,
             "preset": settings.to_dict(),
-            "seed": seed,
+            "seed": seed or 0,
             "steps": None if minutes is not None else (steps or settings.steps),
             "minutes": minutes,
-            "precision": fastest_precision(chosen) if precision == "auto" else precision,
-            "motion": {"file": "clip.bvh" if isinstance(motion, Clip) else "clip.npy", "source": source},
+            "precision": fastest_precision(where) if precision == "auto" else precision or "float32",
+            "motion": {"file": "clip.bvh" if isinstance(motion, Clip) else "clip.npy", "source": Path(source).name},
             "layout": layout.to_dict(),
         }
-        write_motion(folder / config["motion"]["file"], motion)
-        write_config(folder, config)
     settings = Preset.from_dict(config["preset"])
     features = layout.encode(motion)
     normalizer = Normalizer.fit(features, layout)
-    with torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(config["seed"])
         trainer = Trainer(
-            network=WindowTransformer(layout.size, **settings.network()).to(chosen),
+            network=WindowTransformer(layout.size, **settings.network()).to(where),
             crops=Crops(features, layout, normalizer, settings, config["seed"]),
-            schedule=SCHEDULES[settings.schedule](settings.timesteps),
+            schedule=settings.noise_schedule(),
             preset=settings,
             precision=config["precision"],
             limit=config["steps"] or config["minutes"] * 60,
             by_time=config["steps"] is None,
-            device=chosen,
+            device=where,
         )
-        if resume and (folder / CHECKPOINT).is_file():
+        trainer.loss()  # whatever this machine cannot do shows before anything is written
+        if not resume:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_motion(folder / config["motion"]["file"], motion)
+            write_config(folder, config)
+        elif (folder / CHECKPOINT).is_file():
             trainer.restore(*read_tensors(folder / CHECKPOINT), folder / CHECKPOINT)
         _truncate_log(folder / LOG, trainer.step)
-        _loop(trainer, folder, normalizer, progress, tensorboard)
+        _loop(trainer, _Log(folder, trainer, progress, writer))
     return load(folder)
 
 
 class _Log:
     """Losses to log.csv, the progress bar and, where asked for, TensorBoard; read from the device a few at a time."""
 
-    def __init__(self, folder: Path, trainer: Trainer, progress: bool, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, trainer: Trainer, progress: bool, writer: Any) -> None:
         self.path, self.trainer = folder / LOG, trainer
         self.pending: list[tuple[int, Tensor, float, float]] = []
-        self.events = _event_writer(folder) if tensorboard else None
+        self.events = writer(str(folder)) if writer is not None else None
         if not self.path.is_file():
             _append(self.path, [["step", "loss", "learning_rate", "seconds"]])
         done = trainer.seconds if trainer.by_time else trainer.step
@@ -347,46 +381,67 @@ class _Log:
             self.events.close()
 
 
-def _event_writer(folder: Path) -> Any:
+def _event_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError("tensorboard=True needs TensorBoard: pip install 'sinmdm[tensorboard]'") from error
-    return SummaryWriter(str(folder))
+    return SummaryWriter
 
 
-def _save(trainer: Trainer, folder: Path, normalizer: Normalizer) -> None:
-    metadata = {"step": str(trainer.step), "seconds": str(trainer.seconds)}
-    write_tensors(folder / CHECKPOINT, trainer.checkpoint(), metadata)
+class _Interrupt:
+    """Turns Ctrl-C into a wish that is granted between steps; a second one interrupts at once."""
+
+    def __enter__(self) -> _Interrupt:
+        self.wished = False
+        self.installed = threading.current_thread() is threading.main_thread()
+        if self.installed:
+            self.before = signal.signal(signal.SIGINT, self._wish)
+        return self
+
+    def _wish(self, *_: Any) -> None:
+        if self.wished:
+            raise KeyboardInterrupt
+        self.wished = True
+
+    def __exit__(self, *_: Any) -> None:
+        if self.installed:
+            signal.signal(signal.SIGINT, self.before)
+
+
+def _save(trainer: Trainer, folder: Path) -> None:
+    stamp = {"layout": layout_stamp(trainer.crops.layout)}
+    progress = {"step": str(trainer.step), "seconds": str(trainer.seconds)}
+    write_tensors(folder / CHECKPOINT, trainer.checkpoint(), stamp | progress)
     weights = (trainer.averaged if trainer.preset.ema else trainer.network).state_dict()
+    normalizer = trainer.crops.normalizer
     statistics = {"normalizer.mean": normalizer.mean, "normalizer.std": normalizer.std}
-    write_tensors(folder / MODEL, statistics | weights)
+    write_tensors(folder / MODEL, statistics | weights, stamp)
 
 
-def _loop(trainer: Trainer, folder: Path, normalizer: Normalizer, progress: bool, tensorboard: bool) -> None:
-    """Step until the limit, saving every minute, at the end and on an interrupt."""
-    log = _Log(folder, trainer, progress, tensorboard)
+def _loop(trainer: Trainer, log: _Log) -> None:
+    """Step until the limit, saving every minute, at the end, and on an interrupt once the step is whole."""
 
     def save() -> None:
         log.flush()
-        _save(trainer, folder, normalizer)
+        _save(trainer, log.path.parent)
 
     trainer.network.train()
     began = saved = time.perf_counter()
     before = trainer.seconds
     try:
-        while trainer.progress < 1:
-            learning_rate = trainer.learning_rate()
-            loss = trainer.advance()
-            now = time.perf_counter()
-            trainer.seconds = before + now - began
-            log.add(loss, learning_rate)
-            if now - saved > SAVE_SECONDS:
-                save()
-                saved = now
-        save()
-    except KeyboardInterrupt:
-        save()
-        raise
+        with _Interrupt() as interrupt:
+            while trainer.progress < 1 and not interrupt.wished:
+                learning_rate = trainer.learning_rate()
+                loss = trainer.advance()
+                now = time.perf_counter()
+                trainer.seconds = before + now - began
+                log.add(loss, learning_rate)
+                if now - saved > SAVE_SECONDS:
+                    save()
+                    saved = now
+            save()
+        if interrupt.wished and trainer.progress < 1:
+            raise KeyboardInterrupt
     finally:
         log.close()

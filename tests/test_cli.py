@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,22 @@ class TestTrainAndSample:
             assert len(motion) == 33
             assert motion.frame_time == pytest.approx(2 * original.frame_time)
 
+    def test_a_single_frame(self, run: Path, tmp_path: Path) -> None:
+        assert main(["sample", str(run), "--frames", "1", "--out", str(tmp_path / "one"), "--quiet"]) == 0
+        assert len(Clip.read(tmp_path / "one" / "sample00.bvh")) == 1
+
+    def test_an_empty_folder_is_used_even_where_it_is_the_current_one_or_a_link(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("here", "behind"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "behind")
+        monkeypatch.chdir(tmp_path / "here")
+        assert main(["sample", str(run), "--frames", "4", "--out", ".", "--quiet", "--steps", "2"]) == 0
+        assert main(["sample", str(run), "--frames", "4", "--out", "../link", "--quiet", "--steps", "2"]) == 0
+        assert [path.name for path in sorted((tmp_path / "here").iterdir())] == ["sample00.bvh"]
+        assert [path.name for path in sorted((tmp_path / "behind").iterdir())] == ["sample00.bvh"]
+
     def test_seconds_are_frames_at_the_runs_rate(self, run: Path, tmp_path: Path) -> None:
         out = tmp_path / "motions"
         assert main(["sample", str(run), "--seconds", "0.5", "--out", str(out), "--quiet", "--steps", "2"]) == 0
@@ -83,13 +100,14 @@ class TestTrainAndSample:
         advance = training.Trainer.advance
 
         def interrupted(self: training.Trainer) -> torch.Tensor:
-            if self.step == 2:
-                raise KeyboardInterrupt
+            if self.step == 1:
+                signal.raise_signal(signal.SIGINT)
             return advance(self)
 
         with monkeypatch.context() as patch:
             patch.setattr(training.Trainer, "advance", interrupted)
             assert main([*arguments, "--steps", "4"]) == 130
+        assert len((tmp_path / "run" / "log.csv").read_text().splitlines()) == 1 + 2
         assert main([*arguments, "--resume"]) == 0
         steps = [line.split(",")[0] for line in (tmp_path / "run" / "log.csv").read_text().splitlines()[1:]]
         assert steps == ["1", "2", "3", "4"]
@@ -187,7 +205,9 @@ class TestRefusals:
 
     def test_a_clip_of_one_frame(self, bvh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         Clip.read(bvh).slice(0, 1).write(tmp_path / "one.bvh")
-        assert "at least 2" in _refused(capsys, "train", tmp_path / "one.bvh", "--out", tmp_path / "run")
+        message = _refused(capsys, "train", tmp_path / "one.bvh", "--out", tmp_path / "run")
+        assert "one.bvh" in message
+        assert "at least 2" in message
         assert not (tmp_path / "run").exists()
 
     def test_a_pickle_for_a_motion(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,6 +245,17 @@ class TestRefusals:
         walker(legs=4, seconds=2.0).write(tmp_path / "other.bvh")
         assert "another skeleton" in _refused(capsys, "evaluate", run, tmp_path / "other.bvh", "--quiet")
 
+    def test_too_short_to_measure(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "more than 30" in _refused(capsys, "evaluate", run, "--frames", 10, "--quiet")
+
+    def test_files_and_a_number_of_samples(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "leave them out" in _refused(capsys, "evaluate", run, run / "clip.bvh", "-n", 3)
+
+    def test_a_device_that_is_not_there(self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        message = _refused(capsys, "sample", run, "--frames", 5, "--out", tmp_path / "out", "--device", "cuda:77")
+        assert "'cuda:77' cannot be used" in message
+        assert not (tmp_path / "out").exists()
+
     def test_a_backend_that_is_not_there(
         self, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -237,6 +268,7 @@ class TestRefusals:
         "arguments",
         [
             ["sample", "RUN", "--frames", "0", "--out", "OUT"],
+            ["sample", "RUN", "--frames", "abc", "--out", "OUT"],
             ["sample", "RUN", "--frames", "-3", "--out", "OUT"],
             ["sample", "RUN", "--frames", "5", "-n", "0", "--out", "OUT"],
             ["sample", "RUN", "--seconds", "0", "--out", "OUT"],

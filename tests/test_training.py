@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sinmdm
-from sinmdm.motion import Clip, Normalizer, layout_for, walker
+from sinmdm.kernels import BackendError
+from sinmdm.motion import Clip, Normalizer, Skeleton, layout_for, walker
 from sinmdm.presets import PRESETS, Preset
-from sinmdm.run import CHECKPOINT, MODEL, RunError
+from sinmdm.run import CHECKPOINT, MODEL, RunError, read_tensors
 from sinmdm.training import Crops, train
 
 TINY = Preset(
@@ -102,6 +104,31 @@ class TestReproducible:
         train(clip, folder, resume=True, progress=False)
         assert _losses(folder) == _losses(finished)
 
+    @pytest.mark.parametrize("part", ["step", "_foreach_lerp_"])
+    def test_an_interrupt_lets_the_step_finish(
+        self, part: str, clip: Clip, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ctrl-C in the middle of the third step, after the optimiser's or the average's part of it."""
+        owner = torch.optim.AdamW if part == "step" else torch
+        original, calls = getattr(owner, part), []
+
+        def interrupting(*arguments: object, **options: object) -> object:
+            result = original(*arguments, **options)
+            calls.append(part)
+            if len(calls) == 3:
+                signal.raise_signal(signal.SIGINT)
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, part, interrupting)
+            with pytest.raises(KeyboardInterrupt):
+                train(clip, tmp_path / "run", preset=TINY, seed=5, progress=False)
+        assert len(_losses(tmp_path / "run")) == 3
+        train(clip, tmp_path / "run", resume=True, progress=False)
+        assert _losses(tmp_path / "run") == _losses(finished)
+        whole, resumed = load_file(finished / CHECKPOINT), load_file(tmp_path / "run" / CHECKPOINT)
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
     def test_torchs_own_generator_is_left_alone(self, clip: Clip, tmp_path: Path) -> None:
         torch.manual_seed(3)
         expected = torch.rand(2)
@@ -138,6 +165,17 @@ class TestLearning:
     def test_auto_remembers_which_precision_it_took(self, clip: Clip, tmp_path: Path) -> None:
         train(clip, tmp_path / "run", preset=TINY, steps=1, precision="auto", progress=False)
         assert json.loads((tmp_path / "run" / "config.json").read_text())["precision"] in ("float32", "bfloat16")
+
+    def test_tensorboard_gets_the_losses(self, clip: Clip, tmp_path: Path) -> None:
+        pytest.importorskip("tensorboard", reason="the extra sinmdm[tensorboard] is not installed")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        train(clip, tmp_path / "run", preset=TINY, steps=4, progress=False, tensorboard=True)
+        events = EventAccumulator(str(tmp_path / "run"))
+        events.Reload()
+        found = [(event.step, event.value) for event in events.Scalars("loss")]
+        assert [step for step, _ in found] == [1, 2, 3, 4]
+        np.testing.assert_allclose([v for _, v in found], np.array(_losses(tmp_path / "run"), float), rtol=1e-5)
 
 
 class TestCrops:
@@ -235,9 +273,19 @@ class TestRefusals:
         with pytest.raises(RunError, match=r"config\.json"):
             train(clip, tmp_path / "nothing", resume=True, progress=False)
 
-    def test_resuming_with_a_length(self, clip: Clip, run_copy: Path) -> None:
-        with pytest.raises(ValueError, match="keeps the length"):
-            train(clip, run_copy, resume=True, steps=3, progress=False)
+    @pytest.mark.parametrize(
+        "setting", [{"steps": 3}, {"minutes": 1.0}, {"preset": "paper"}, {"seed": 7}, {"precision": "bfloat16"}]
+    )
+    def test_resuming_with_other_settings(self, setting: dict, clip: Clip, run_copy: Path) -> None:
+        with pytest.raises(ValueError, match=f"leave out {next(iter(setting))}"):
+            train(clip, run_copy, resume=True, progress=False, **setting)
+
+    def test_resuming_an_array_with_another(self, tmp_path: Path) -> None:
+        array = torch.randn(40, 3)
+        train(array, tmp_path / "run", preset=TINY, steps=1, progress=False)
+        with pytest.raises(RunError, match="another motion"):
+            train(7 * array + 3, tmp_path / "run", resume=True, progress=False)
+        train(array, tmp_path / "run", resume=True, progress=False)
 
     def test_weights_of_another_skeleton(self, run_copy: Path, tmp_path: Path) -> None:
         train(walker(legs=6, seconds=1.0), tmp_path / "other", preset=TINY, steps=1, progress=False)
@@ -245,13 +293,30 @@ class TestRefusals:
         with pytest.raises(RunError, match="skeleton"):
             sinmdm.load(run_copy)
 
+    def test_weights_of_another_skeleton_with_as_many_features(
+        self, clip: Clip, run_copy: Path, tmp_path: Path
+    ) -> None:
+        skeleton = clip.skeleton
+        renamed = Skeleton(
+            tuple(f"other{name}" for name in skeleton.names), skeleton.parents, skeleton.offsets, skeleton.channels,
+            skeleton.end_sites,
+        )  # fmt: skip
+        other = Clip(renamed, clip.values, clip.frame_time)
+        train(other, tmp_path / "other", preset=TINY, seed=5, progress=False)
+        shutil.copy(tmp_path / "other" / CHECKPOINT, run_copy / CHECKPOINT)
+        with pytest.raises(RunError, match="another skeleton"):
+            train(clip, run_copy, resume=True, progress=False)
+        shutil.copy(tmp_path / "other" / MODEL, run_copy / MODEL)
+        with pytest.raises(RunError, match="another skeleton"):
+            sinmdm.load(run_copy)
+
     def test_missing_and_unknown_weights(self, run_copy: Path) -> None:
-        tensors = load_file(run_copy / MODEL)
+        tensors, metadata = read_tensors(run_copy / MODEL)
         bias = tensors.pop("output.bias")
-        save_file(tensors, run_copy / MODEL)
+        save_file(tensors, run_copy / MODEL, metadata)
         with pytest.raises(RunError, match=r"output\.bias"):
             sinmdm.load(run_copy)
-        save_file(tensors | {"output.bias": bias, "stranger": bias.clone()}, run_copy / MODEL)
+        save_file(tensors | {"output.bias": bias, "stranger": bias.clone()}, run_copy / MODEL, metadata)
         with pytest.raises(RunError, match="stranger"):
             sinmdm.load(run_copy)
 
@@ -280,6 +345,14 @@ class TestRefusals:
         path.write_text(json.dumps({**config, "preset": {**config["preset"], "nonsense": 1}}))
         with pytest.raises(RunError, match="nonsense"):
             sinmdm.load(run_copy)
+        for change in ({"schedule": "zzz"}, {"d_model": "32"}, {"heads": 3}, {"resize": 1}):
+            path.write_text(json.dumps({**config, "preset": {**config["preset"], **change}}))
+            with pytest.raises(RunError, match=next(iter(change))):
+                sinmdm.load(run_copy)
+        for motion in ({}, "clip.bvh", {"file": "../../secret.npy"}):
+            path.write_text(json.dumps({**config, "motion": motion}))
+            with pytest.raises(RunError, match=r"motion\.file"):
+                sinmdm.load(run_copy)
 
     def test_a_loss_that_is_not_finite_stops_the_run(
         self, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -301,13 +374,34 @@ class TestRefusals:
             ({"seed": -1}, "seed"),
             ({"fps": 0.0}, "fps"),
             ({"precision": "float8"}, "precision"),
+            ({"device": "foo"}, "device"),
+            ({"device": "cuda:77"}, "device"),
+            ({"preset": Preset(**{**TINY.to_dict(), "heads": 3})}, "heads"),
+            ({"preset": Preset(**{**TINY.to_dict(), "schedule": "linear", "timesteps": 5})}, "timesteps"),
+            ({"clip": torch.full((9, 2), float("nan"))}, "finite"),
+            ({"clip": torch.full((9, 2), 1e300, dtype=torch.float64)}, "finite"),
+            ({"clip": torch.zeros(9)}, "shape"),
         ],
     )
     def test_bad_arguments_are_named_and_leave_no_folder(
         self, options: dict, named: str, clip: Clip, tmp_path: Path
     ) -> None:
         with pytest.raises(ValueError, match=named):
-            train(clip, tmp_path / "run", **({"preset": TINY, "progress": False} | options))
+            train(out=tmp_path / "run", **({"clip": clip, "preset": TINY, "progress": False} | options))
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("clip", [np.zeros((9, 2)), torch.zeros(9, 2, dtype=torch.int64), 3])
+    def test_what_is_no_motion(self, clip: object, tmp_path: Path) -> None:
+        with pytest.raises(TypeError, match="clip must be a file, a Clip or a tensor"):
+            train(clip, tmp_path / "run", progress=False)  # type: ignore[arg-type]
+        assert not (tmp_path / "run").exists()
+
+    def test_a_backend_that_is_not_there_leaves_no_folder(
+        self, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SINMDM_BACKEND", "triton")
+        with pytest.raises(BackendError, match="triton"):
+            train(clip, tmp_path / "run", preset=TINY, progress=False)
         assert not (tmp_path / "run").exists()
 
     def test_one_frame_is_no_motion(self, clip: Clip, tmp_path: Path) -> None:

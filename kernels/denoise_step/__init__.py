@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import _dispatch
 from .._checks import FLOAT_DTYPES, STATE_DTYPES, check_device, check_dtype, check_shape, names, values_known
-from .._library import LIBRARY, native
+from .._library import LIBRARY, native, note_write
 from .._state import (
     check_like,
     check_no_gradient_into_out,
@@ -35,6 +35,7 @@ def _reference(*inputs_and_out):  # type: ignore[no-untyped-def]
 
 def _native(*inputs_and_out):  # type: ignore[no-untyped-def]
     native("denoise_step_native")(*inputs_and_out)
+    note_write(inputs_and_out[-1])
 
 
 _dispatch.register("denoise_step", "reference", _reference, names(STATE_DTYPES))
@@ -131,8 +132,8 @@ def denoise_step(
         prediction: what the network gives: "x0", "epsilon" or "v".
         variance: of the ancestral step: "fixed_small" (the posterior's) or "fixed_large" (the stride's beta).
         eta: 0 .. 1, DDIM's share of fresh noise.
-        known, mask: before the step, x0 <- known * mask + x0 * (1 - mask); known like x_t, mask in [0, 1], x_t's dtype,
-            broadcasting to x_t.
+        known, mask: before the step, x0 <- known * mask + x0 * (1 - mask); known like x_t and finite everywhere, also
+            where the mask is 0; mask in [0, 1], x_t's dtype, broadcasting to x_t.
         previous_x0: x0 of the step before, like x_t; `t_last` is its timestep, default t + (t - t_prev).
         seed: 0 .. 2^64 - 1. This or `noise` must be given where the step has noise.
         sample: 32-bit word of the first row, later rows counting up, or (B,) words.

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import _dispatch
 from .._checks import signed_seed, words
-from .._library import LIBRARY, native
+from .._library import LIBRARY, native, note_write
 from .._state import check_no_gradient_into_out
 from . import reference
 
@@ -23,6 +23,7 @@ def _reference(seed: int, step: Tensor, sample: Tensor, out: Tensor) -> None:
 
 def _native(seed: int, step: Tensor, sample: Tensor, out: Tensor) -> None:
     native("philox_normal_native")(seed, step, sample, out)
+    note_write(out)
 
 
 _dispatch.register("philox_normal", "reference", _reference, ("float32",))

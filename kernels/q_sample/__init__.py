@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _dispatch
 from .._checks import STATE_DTYPES, names
-from .._library import LIBRARY, native
+from .._library import LIBRARY, native, note_write
 from .._state import (
     check_no_gradient_into_out,
     check_noise_source,
@@ -36,6 +36,7 @@ def _reference(x0, coefficients, noise, seed, step, sample, out, noise_out):  # 
 
 def _native(*inputs_and_outs):  # type: ignore[no-untyped-def]
     native("q_sample_native")(*inputs_and_outs)
+    note_write(inputs_and_outs[-2])
 
 
 _dispatch.register("q_sample", "reference", _reference, names(STATE_DTYPES))

@@ -74,5 +74,5 @@ def qna_attention_backward(
         dscores[:, :, tile.slots] += dlogits.sum(2)
         dvalues[:, :, tile.slots] += weights.transpose(-1, -2) @ dtile
         window.add_diagonals(tile, dlogits.sum(0), dbias, stride)
-    dscores, dvalues = (window.from_slots(x.transpose(1, 2)) for x in (dscores, dvalues))
+    dscores, dvalues = (window.from_slots(x.transpose(1, 2)).contiguous() for x in (dscores, dvalues))
     return dscores.to(scores.dtype), dvalues.to(values.dtype), dbias.to(rel_bias.dtype)

@@ -38,11 +38,10 @@ def _dropout_factor(
 
 def _scores(q: Tensor, k: Tensor, rel_bias: Tensor | None, scale: float, window: Window, tile: Tile) -> Tensor:
     """(B, H, M, P) scores of a tile, -inf where the pair is not visible."""
-    scores = scale * (q[:, :, tile.queries] @ k[:, :, tile.slots].transpose(-1, -2))
-    if rel_bias is not None:
-        scores = scores + window.bias_of(tile, rel_bias.to(scores.dtype))
+    products = q[:, :, tile.queries] @ k[:, :, tile.slots].transpose(-1, -2)
+    bias = products.new_zeros(()) if rel_bias is None else window.bias_of(tile, rel_bias.to(products.dtype))
     visible = tile.visible if tile.visible.dim() == 2 else tile.visible[:, None]
-    return scores.masked_fill(~visible, -torch.inf)
+    return torch.add(bias, products, alpha=scale).masked_fill_(~visible, -torch.inf)
 
 
 def _by_head(window: Window, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,12 +72,13 @@ def window_attention(
     lse = queries.new_full(queries.shape[:3], -torch.inf)
     for tile in window.tiles():
         scores = _scores(queries, keys, rel_bias, scale, window, tile)
-        total = scores.logsumexp(-1)
-        weights = (scores - total.masked_fill(total == -torch.inf, 0)[..., None]).exp()
+        highest = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(highest.masked_fill(highest == -torch.inf, 0)).exp_()
+        total = weights.sum(-1, keepdim=True)  # 0 where a query is padded, and sees nothing
+        lse[:, :, tile.queries] = (highest + total.log()).squeeze(-1)
         if dropout_p:
             weights = weights * _dropout_factor(window, tile, weights.shape, dropout_p, seed, weights.dtype)
-        out[:, :, tile.queries] = weights @ values[:, :, tile.slots]
-        lse[:, :, tile.queries] = total
+        out[:, :, tile.queries] = (weights @ values[:, :, tile.slots]) / total.masked_fill(total == 0, 1)
     return out.transpose(1, 2).to(q.dtype).contiguous(), lse.transpose(1, 2).contiguous()
 
 
@@ -115,7 +115,7 @@ def window_attention_backward(
     dbias = queries.new_zeros(q.shape[2], window.columns) if bias_grad else queries.new_empty(0)
     for tile in window.tiles():
         scores = _scores(queries, keys, rel_bias, scale, window, tile)
-        weights = (scores - lse[:, :, tile.queries, None]).exp()
+        weights = scores.sub_(lse[:, :, tile.queries, None]).exp_()
         dweights = dout[:, :, tile.queries] @ values[:, :, tile.slots].transpose(-1, -2)
         dropped = weights
         if dropout_p:
@@ -124,7 +124,7 @@ def window_attention_backward(
         delta = (weights * dweights).sum(-1, keepdim=True)
         if dlse is not None:
             delta = delta - dlse[:, :, tile.queries, None]
-        dscores = weights * (dweights - delta)
+        dscores = dweights.sub_(delta).mul_(weights)
         dq[:, :, tile.queries] = scale * (dscores @ keys[:, :, tile.slots])
         dk[:, :, tile.slots] += scale * (dscores.transpose(-1, -2) @ queries[:, :, tile.queries])
         dv[:, :, tile.slots] += dropped.transpose(-1, -2) @ dout[:, :, tile.queries]

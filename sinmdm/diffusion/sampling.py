@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,12 +11,6 @@ from ..kernels import Schedule, denoise_step, philox_normal
 
 SAMPLERS = ("ddpm",)
 INITIAL_STEP = 0xFFFFFFFF  # the counter word of x_T's own draw
-
-
-class Denoiser(Protocol):
-    """A network of sinmdm.nn: predicts x_0 from x_t."""
-
-    def __call__(self, x: Tensor, timesteps: Tensor, lengths: Tensor | None = None) -> Tensor: ...
 
 
 def _timesteps(schedule: Schedule, steps: int | None) -> list[int]:
@@ -30,9 +23,9 @@ def _timesteps(schedule: Schedule, steps: int | None) -> list[int]:
     return [round((i + 1) * total / steps) - 1 for i in reversed(range(steps))]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(
-    model: Denoiser,
+    model: Callable[..., Tensor],
     shape: tuple[int, int, int],
     schedule: Schedule,
     *,
@@ -53,7 +46,7 @@ def sample(
     which may group rows differently): its noise is `philox_normal`'s of (s, timestep, first_sample + b).
 
     Args:
-        model: maps (B, features, frames) and timesteps (B,) to the predicted x_0.
+        model: maps (B, features, frames) and timesteps (B,) to the predicted x_0; takes `lengths=` where given.
         shape: (B, features, frames) of the result.
         schedule: the one the model was trained with.
         sampler: "ddpm" (Ho et al. 2020, algorithm 2, with the posterior's variance).
@@ -61,7 +54,7 @@ def sample(
         seed: 0 .. 2^64 - 1; this or `noise` must be given.
         noise: callable of the step (a timestep, or 0xFFFFFFFF for x_T) that gives (B, features, frames) normals.
         known, mask: at every step x0 <- known * mask + x0 * (1 - mask); known of `shape`, mask in [0, 1] broadcasting.
-        lengths: (B,) real frames, handed to the model.
+        lengths: (B,) int, real frames, handed to the model.
         device: where to compute; default the CPU.
         first_sample: number of the batch's first sample.
         on_step: called after each step with the number of steps done.
@@ -84,21 +77,32 @@ def sample(
 
     # Inside, states are (B, frames, features): the order in which the noise is numbered, and the network's own.
     def given(step: int) -> Tensor | None:
-        return None if noise is None else noise(step).to(device, torch.float32).transpose(1, 2)
+        if noise is None:
+            return None
+        drawn = noise(step)
+        if tuple(drawn.shape) != tuple(shape):
+            raise ValueError(f"noise must give {tuple(shape)}, got {tuple(drawn.shape)}")
+        return drawn.to(device, torch.float32).transpose(1, 2)
 
     samples = torch.arange(first_sample, first_sample + batch, device=device)
     x = given(INITIAL_STEP)
     if x is None:
         assert seed is not None
         x = philox_normal((frames, features), seed=seed, step=INITIAL_STEP, sample=samples, device=device)
-    elif x.shape != (batch, frames, features):
-        raise ValueError(f"noise must give {tuple(shape)}, got {tuple(x.transpose(1, 2).shape)}")
-    x = x.contiguous()
+    x = x.clone(memory_format=torch.contiguous_format)  # the state, which the steps overwrite
+    options = {} if lengths is None else {"lengths": lengths.to(device)}
+    if (known is None) != (mask is None):
+        raise ValueError("known and mask must be given together")
     if known is not None and mask is not None:
+        if tuple(known.shape) != tuple(shape):
+            raise ValueError(f"known must have shape {tuple(shape)}, got {tuple(known.shape)}")
+        try:
+            mask = mask.to(device, torch.float32).expand(shape).transpose(1, 2)
+        except RuntimeError as error:
+            raise ValueError(f"mask must broadcast to {tuple(shape)}, got {tuple(mask.shape)}") from error
         known = known.to(device, torch.float32).transpose(1, 2)
-        mask = mask.to(device, torch.float32).expand(shape).transpose(1, 2)
     for done, (t, t_prev) in enumerate(zip(visited, [*visited[1:], -1], strict=True), 1):
-        predicted = model(x.transpose(1, 2), torch.full((batch,), t, device=device), lengths)
+        predicted = model(x.transpose(1, 2), torch.full((batch,), t, device=device), **options)
         fresh = given(t) if t_prev >= 0 else None
         x = denoise_step(
             x, predicted.transpose(1, 2), t, schedule, t_prev=t_prev, known=known, mask=mask, noise=fresh,

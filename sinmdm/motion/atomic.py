@@ -29,19 +29,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder` to write to; on success it becomes `folder`, on failure it is removed.
+    """Yield a temporary folder to write to; on success what it holds is moved to `folder`, on failure it is removed.
 
     Raises: FileExistsError where `folder` is a file or holds anything; OSError where it cannot be made.
     """
-    target = Path(folder)
+    target = Path(folder).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target}: exists and is not empty; nothing there is overwritten, choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    there = target.exists()  # an empty folder stays the one it is: it may be a shell's, or behind a link
+    place = target if there else target.parent
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=place))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        os.replace(temporary, target)
+        if there:
+            for path in sorted(temporary.iterdir()):
+                path.rename(target / path.name)
+            temporary.rmdir()
+        else:
+            temporary.chmod(0o777 & ~_umask())
+            temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -65,6 +65,7 @@ def _parse_hierarchy(lines: _Lines) -> Skeleton:
     channels: list[tuple[str, ...]] = []
     end_sites: list[list[tuple[float, float, float]]] = []
     blocks: list[int | None] = []  # the open braces, outermost first: a joint's index, or None for an End Site
+    site: tuple[float, float, float] | None = None  # the OFFSET of the End Site that is open
     opening: int | None = None
     awaiting_brace = False
 
@@ -97,13 +98,19 @@ def _parse_hierarchy(lines: _Lines) -> Skeleton:
         elif not blocks:
             raise ValueError(f"expected ROOT or MOTION, found {statement[:60]!r}")
         elif keyword == "}":
-            blocks.pop()
+            if blocks.pop() is None and blocks[-1] is not None:
+                if site is None:
+                    raise ValueError(f"an End Site of joint {names[blocks[-1]]!r} has no OFFSET")
+                end_sites[blocks[-1]].append(site)
+                site = None
         elif keyword == "OFFSET":
-            offset = _triple(rest)
-            if (joint := blocks[-1]) is not None:
-                offsets[joint] = offset
-            elif blocks[-2] is not None:
-                end_sites[blocks[-2]].append(offset)
+            joint = blocks[-1]
+            if (site if joint is None else offsets[joint]) is not None:
+                raise ValueError("a second OFFSET in one block")
+            if joint is None:
+                site = _triple(rest)
+            else:
+                offsets[joint] = _triple(rest)
         elif keyword == "CHANNELS" and (joint := blocks[-1]) is not None:
             channels[joint] = _channels(rest)
         elif keyword == "END" and rest[:4].upper() == "SITE" and blocks[-1] is not None:
@@ -124,8 +131,14 @@ def _triple(text: str) -> tuple[float, float, float]:
     parts = text.split()
     if len(parts) != 3:
         raise ValueError(f"OFFSET needs 3 numbers, has {len(parts)}")
-    x, y, z = map(float, parts)
+    x, y, z = map(_number, parts)
     return x, y, z
+
+
+def _number(text: str) -> float:
+    if "_" in text:  # Python's own spelling of numbers, and nobody else's
+        raise ValueError(f"could not convert string to float: {text!r}")
+    return float(text)
 
 
 def _channels(text: str) -> tuple[str, ...]:
@@ -146,7 +159,7 @@ def _parse_header(lines: _Lines) -> tuple[int, float]:
     found = re.fullmatch(r"frame\s*time\s*:?\s*(\S+)", next(following, ""), re.IGNORECASE)
     if not found:
         raise ValueError("after Frames must come 'Frame Time: <seconds>'")
-    frame_time = float(found[1])
+    frame_time = _number(found[1])
     if not (math.isfinite(frame_time) and frame_time > 0):
         raise ValueError(f"Frame Time is {found[1]}, must be positive seconds")
     return frames, frame_time
@@ -162,22 +175,29 @@ def _parse_rows(lines: _Lines, frames: int, channels: int) -> np.ndarray:
     lines.number = rows[-1][0] if rows else lines.number
     if frames == 0:
         raise ValueError("Frames is 0, a clip needs at least one")
-    if len(rows) != frames and channels:
+    if len(rows) != frames:
         raise ValueError(f"the header says {frames} frames, the file has {len(rows)}")
     if channels == 0:
-        return np.empty((frames, 0))
+        raise ValueError("the hierarchy has no channels, so that nothing in it can move")
     try:
         values = np.array([list(map(float, row)) for _, row in rows], dtype=np.float64)
     except ValueError:
-        for number, row in rows:
-            lines.number = number
-            list(map(float, row))
+        _refuse_first_bad(lines, rows)
         raise
+    if any("_" in number for _, row in rows for number in row):
+        _refuse_first_bad(lines, rows)
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
         lines.number = rows[int(bad.argmax())][0]
         raise ValueError("a number that is not finite")
     return values
+
+
+def _refuse_first_bad(lines: _Lines, rows: list[tuple[int, list[str]]]) -> None:
+    for number, row in rows:
+        lines.number = number
+        for text in row:
+            _number(text)
 
 
 def render(skeleton: Skeleton, frame_time: float, values: np.ndarray) -> str:

@@ -177,7 +177,7 @@ def _angles(order: str, rotations: Tensor) -> np.ndarray:
     if len(order) == 3:
         stay = np.abs(_wrapped(angles[1:] - angles[:-1])).sum(-1)
         swap = np.abs(_wrapped(other[1:] - angles[:-1])).sum(-1)
-        swapped = np.concatenate([np.zeros_like(stay[:1], dtype=bool), np.cumsum(swap < stay, axis=0) % 2 == 1])
+        swapped = np.concatenate([np.zeros((1, angles.shape[1]), dtype=bool), np.cumsum(swap < stay, axis=0) % 2 == 1])
     else:
         swapped = np.abs(_wrapped(other[..., 2])) < np.abs(_wrapped(angles[..., 2]))
     angles = np.where(swapped[..., None], other, angles)[..., : len(order)]
