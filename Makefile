@@ -2,14 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+QUIET := --quiet --disable-pip-version-check
 
 .PHONY: demo test test-gpu bench lint clean
 .PRECIOUS: $(VENV)/.ready-%
 
-# One stamp for each extra of pyproject.toml: the demo need not wait for the tools of the tests.
+# One stamp for each extra of pyproject.toml: the demo need not wait for the tools of the tests. A torch that is already
+# in the environment stays.
 $(VENV)/.ready-%: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install $(QUIET) -r constraints.txt
+	$(BIN)/python -m pip install $(QUIET) -e ".[$*]"
 	touch $@
 
 demo: $(VENV)/.ready-plot

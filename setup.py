@@ -28,8 +28,8 @@ def build_facts():
 
 
 def find_cuda_home():
-    """The toolkit of the nvcc on PATH, by its own word: where nvcc is a wrapper script, its folder is not the toolkit."""
-    nvcc = os.environ.get("NVCC") or shutil.which("nvcc")
+    """The toolkit, by nvcc's own word: where the nvcc on PATH is a wrapper script, it lies in another folder."""
+    nvcc = shutil.which(os.environ.get("NVCC") or "nvcc")
     if nvcc is None:
         return None
     said = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null"], capture_output=True, text=True).stderr
@@ -39,18 +39,23 @@ def find_cuda_home():
 
 def native():
     mode = os.environ.get("SINMDM_NATIVE", "auto")
+    force_cuda = os.environ.get("SINMDM_FORCE_CUDA")
+    if mode not in ("auto", "jit", "0", "1"):
+        raise SystemExit(f"SINMDM_NATIVE must be one of auto, jit, 0, 1, got {mode!r}")
     if mode in ("0", "jit"):
         return {}
     try:
         import torch
         from torch.utils import cpp_extension
     except ImportError:
-        if mode == "1":
-            raise
+        if mode == "1" or force_cuda == "1":
+            raise SystemExit(
+                "SINMDM_NATIVE=1 and SINMDM_FORCE_CUDA=1 build ahead of time, which needs torch where the build runs: "
+                "install torch first, then use pip's --no-build-isolation"
+            ) from None
         return {}
     facts = build_facts()
     sources = [path.relative_to(HERE).as_posix() for path in facts.cpu_sources(HERE / "csrc")]
-    force_cuda = os.environ.get("SINMDM_FORCE_CUDA")
     cuda_home = find_cuda_home() if force_cuda == "1" or (torch.version.cuda and force_cuda != "0") else None
     libraries, library_dirs, include_dirs = [], [], [str(HERE / "csrc")]
     if cuda_home is not None:

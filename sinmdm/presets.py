@@ -49,8 +49,7 @@ class Preset:
                 raise ValueError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
-        low, high = self.resize
-        if not 0.25 <= low <= high <= 4:
+        if len(self.resize) != 2 or not 0.25 <= self.resize[0] <= self.resize[1] <= 4:
             raise ValueError(f"resize must be (low, high) within 0.25 and 4, got {self.resize}")
         if self.crop < 2 or self.batch_size < 1 or self.steps < 1:
             raise ValueError(
@@ -76,9 +75,10 @@ class Preset:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Preset:
         """Inverse of `to_dict`. Raises ValueError for settings that do not exist or are not valid."""
+        resize = data.get("resize")
         try:
-            return cls(**{**data, "resize": tuple(data["resize"])})
-        except (KeyError, TypeError) as error:
+            return cls(**{**data, "resize": tuple(resize) if isinstance(resize, list) else resize})
+        except TypeError as error:
             raise ValueError(f"not the settings of a run: {error}") from error
 
 
@@ -91,9 +91,9 @@ PRESETS = {
         window=8,
         dropout=0.0,
         timesteps=100,
-        batch_size=32,
+        batch_size=16,
         crop=64,
-        resize=(1.0, 1.0),
+        resize=(1.0, 1.0),  # minutes are too few to learn the clip at every speed
         learning_rate=2e-3,
         final_learning_rate=0.02,
         warmup=100,

@@ -96,10 +96,36 @@ def test_models_know_the_kernels_public_names_only() -> None:
     for path in sorted((ROOT / "sinmdm").rglob("*.py")):
         if (ROOT / "sinmdm" / "kernels") in path.parents:
             continue
-        for _, module in imported(path):
-            below = module.partition("kernels.")[2]
-            if module.startswith(("sinmdm.kernels.", "kernels.")):
-                assert not below.startswith("_"), f"{path.relative_to(ROOT)} imports {module}"
+        private = private_kernel_names(path.read_text())
+        assert private == [], f"{path.relative_to(ROOT)} imports {', '.join(private)}"
+
+
+def private_kernel_names(source: str) -> list[str]:
+    """What a module of the layer above imports from the kernels by a name that begins with an underscore."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found += [name for name in names if "kernels._" in name]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "private"),
+    [
+        ("from .kernels import backends, Schedule", []),
+        ("from .kernels import backends, _native", ["kernels._native"]),
+        ("from ..kernels._dispatch import choose", ["kernels._dispatch.choose"]),
+        ("from sinmdm.kernels import _window", ["sinmdm.kernels._window"]),
+        ("import sinmdm.kernels._state", ["sinmdm.kernels._state"]),
+    ],
+)
+def test_private_names_are_found(source: str, private: list[str]) -> None:
+    assert private_kernel_names(source) == private
 
 
 def test_sources_know_nothing_of_python() -> None:

@@ -27,12 +27,12 @@ class Normalizer:
             raise ValueError("mean must be finite, std finite and positive")
 
     @classmethod
-    def fit(cls, features: Tensor, layout: Layout | None = None, floor: float = 0.1) -> Normalizer:
+    def fit(cls, features: Tensor, layout: Layout | None = None, floor: float = 1.0) -> Normalizer:
         """From features (frames, size): each one's own mean and standard deviation over the frames.
 
-        A feature that hardly moves is not blown up to the size of the others: its std is at least `floor` times the
-        root mean square std of its group (`layout.groups`; without a layout all features are one group), and 1 where
-        the whole group is constant.
+        A feature that moves less than the others is not blown up to their size, which would have a network learn its
+        noise: its std is at least `floor` times the root mean square std of its group (`layout.groups`; without a
+        layout all features are one group), and 1 where the whole group is constant.
         """
         features = features.double()
         mean, std = features.mean(dim=0), features.std(dim=0, correction=0)

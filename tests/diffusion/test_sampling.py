@@ -24,24 +24,36 @@ def _normals(seed: int, step: int, first: int = 0) -> Tensor:
     return philox_normal((SHAPE[2], SHAPE[1]), seed=seed, step=step, sample=samples).mT
 
 
-def test_ddpm_is_algorithm_2_of_ho_et_al() -> None:
-    """In float64 from the schedule's betas; the sampler's float32 rounding, step after step, stays below 1e-5."""
-    schedule = Schedule.cosine(20)
+def _plain(schedule: Schedule, seed: int, dtype: torch.dtype) -> Tensor:
+    """Algorithm 2 with the posterior's variance, written out from the betas."""
     alphas = 1 - schedule.betas
     alpha_bars = alphas.cumprod(0)
-    x = _normals(7, INITIAL).double()
-    for t in reversed(range(20)):
+    x = _normals(seed, INITIAL).to(dtype)
+    for t in reversed(range(len(schedule))):
         x0 = _model(x, torch.full((2,), t))
-        before = alpha_bars[t - 1] if t else torch.tensor(1.0)
+        before = alpha_bars[t - 1] if t else torch.tensor(1.0, dtype=torch.float64)
         c1 = schedule.betas[t] * before.sqrt() / (1 - alpha_bars[t])
         c2 = (1 - before) * alphas[t].sqrt() / (1 - alpha_bars[t])
-        x = c1 * x0 + c2 * x
+        x = c1.to(dtype) * x0 + c2.to(dtype) * x
         if t:
             variance = schedule.betas[t] * (1 - before) / (1 - alpha_bars[t])
-            x = x + variance.sqrt() * _normals(7, t).double()
+            x = x + variance.sqrt().to(dtype) * _normals(seed, t).to(dtype)
+    return x
+
+
+def _rounding(schedule: Schedule, seed: int) -> float:
+    """Relative error of the plain loop in float32."""
+    exact = _plain(schedule, seed, torch.float64)
+    return float((_plain(schedule, seed, torch.float32) - exact).norm() / exact.norm())
+
+
+def test_ddpm_is_algorithm_2_of_ho_et_al() -> None:
+    """Against float64, with half as much again as the error of plain PyTorch in float32."""
+    schedule = Schedule.cosine(20)
+    x = _plain(schedule, 7, torch.float64)
     result = sample(_model, SHAPE, schedule, seed=7)
     assert result.dtype == torch.float32
-    assert float((result - x).norm() / x.norm()) < 1e-5
+    assert float((result - x).norm() / x.norm()) <= 1.5 * _rounding(schedule, 7) + 1e-7
 
 
 def test_given_noise_is_used_in_place_of_the_seeds() -> None:
@@ -57,7 +69,8 @@ def test_given_noise_is_used_in_place_of_the_seeds() -> None:
 
 
 def test_a_sample_is_the_same_in_any_batch_and_a_longer_one_starts_alike() -> None:
-    """The network's matrix products may group rows differently, which is rounding and no more."""
+    """The network's matrix products may group rows differently, which is rounding and no more: 2e-5 is a hundred times
+    what float32 keeps of numbers of about 1, for ten steps of a dozen products each."""
     schedule = Schedule.cosine(10)
     torch.manual_seed(1)
     network = WindowTransformer(3, d_model=16, heads=2, layers=1, window=2, dropout=0.0).eval()
@@ -93,6 +106,21 @@ def test_the_known_part_is_met_exactly() -> None:
     assert not torch.allclose(result[..., 4:], known[..., 4:])
 
 
+def test_the_callers_tensors_stay_as_they_are() -> None:
+    cached = {step: _normals(3, step).mT.contiguous().mT for step in (INITIAL, *range(8))}
+    kept = {step: drawn.clone() for step, drawn in cached.items()}
+    first = sample(_model, SHAPE, Schedule.cosine(8), noise=cached.__getitem__)
+    assert all(torch.equal(cached[step], kept[step]) for step in cached)
+    assert torch.equal(sample(_model, SHAPE, Schedule.cosine(8), noise=cached.__getitem__), first)
+
+
+def test_a_model_of_two_arguments_will_do_and_the_result_can_be_learnt_from() -> None:
+    result = sample(lambda x, t: torch.tanh(x), SHAPE, Schedule.cosine(5), seed=0)
+    weight = torch.ones(SHAPE, requires_grad=True)
+    (weight * result).sum().backward()
+    assert torch.equal(weight.grad, result)
+
+
 def test_calls_back_after_each_step() -> None:
     seen = []
     sample(_model, SHAPE, Schedule.cosine(5), seed=0, on_step=seen.append)
@@ -110,6 +138,8 @@ def test_calls_back_after_each_step() -> None:
         ({"seed": -1}, "seed"),
         ({"noise": lambda step: torch.zeros(1, 3, 11)}, "noise"),
         ({"seed": 0, "known": torch.zeros(SHAPE)}, "known and mask"),
+        ({"seed": 0, "known": torch.zeros(1, 3, 11), "mask": torch.ones(1)}, "known"),
+        ({"seed": 0, "known": torch.zeros(SHAPE), "mask": torch.ones(1, 3, 10)}, "mask"),
     ],
 )
 def test_bad_arguments_are_named(options: dict, named: str) -> None:

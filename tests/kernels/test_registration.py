@@ -81,6 +81,10 @@ SAMPLES = {
     ],
     "qna_attention_backward": [
         lambda: (
+            randn(2, 4, 9, 3).transpose(1, 2), randn(2, 4, 9).transpose(1, 2), randn(2, 4, 9, 3).transpose(1, 2),
+            randn(4, 5), None, 2, 2, 1, "clip", "reference",
+        ),
+        lambda: (
             randn(2, 5, 4, 3), randn(2, 9, 4), randn(2, 9, 4, 3), randn(4, 5), LENGTHS, 2, 2, 2, "clip", "reference",
         ),
     ],

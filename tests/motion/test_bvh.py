@@ -250,6 +250,15 @@ BAD = {
     "row too long": ("51 61", "51 61 71", "line 20: 10 numbers"),
     "row not numbers": ("51 61", "51 x", "line 20: could not convert"),
     "row nan": ("51 61", "nan 61", "line 20: a number that is not finite"),
+    "row with an underscore": ("51 61", "5_1 61", "line 20: could not convert"),
+    "frame time with an underscore": ("0.05", "0.0_5", "could not convert"),
+    "end site without an offset": ("      OFFSET 0 -1 0\n", "", "End Site of joint 'Leg' has no OFFSET"),
+    "end site with two offsets": (
+        "      OFFSET 0 -1 0\n",
+        "      OFFSET 0 1 0\n      OFFSET 0 2 0\n",
+        "a second OFFSET",
+    ),
+    "joint with two offsets": ("    OFFSET 1 0 0\n", "    OFFSET 1 0 0\n    OFFSET 2 0 0\n", "a second OFFSET"),
     "row infinite": ("51 61", "51 -inf", "line 20: a number that is not finite"),
 }
 

@@ -373,11 +373,15 @@ def test_normalizer(clip):
 
 def test_normalizer_does_not_blow_up_what_hardly_moves():
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(200, 6, generator=generator) * torch.tensor([1.0, 2.0, 1e-6, 0.0, 0.0, 0.0]) + 5
-    normalizer = Normalizer.fit(features)
-    torch.testing.assert_close(normalizer.std[:2], features[:, :2].std(0, correction=0))
+    features = torch.randn(200, 6, generator=generator) * torch.tensor([1.0, 4.0, 1e-6, 0.0, 0.0, 0.0]) + 5
     spread = features.double().var(0, correction=0).mean().sqrt().float()
-    torch.testing.assert_close(normalizer.std[2:], (0.1 * spread).expand(4))
+    for floor in (0.1, 0.3):
+        normalizer = Normalizer.fit(features, floor=floor)
+        torch.testing.assert_close(normalizer.std[:2], features[:, :2].std(0, correction=0))
+        torch.testing.assert_close(normalizer.std[2:], (floor * spread).expand(4))
+    normalizer = Normalizer.fit(features)  # 1: nothing is brought to the size of what moves more than the average
+    torch.testing.assert_close(normalizer.std[1:2], features[:, 1:2].std(0, correction=0))
+    torch.testing.assert_close(normalizer.std[[0, 2, 3, 4, 5]], spread.expand(5))
     assert torch.equal(Normalizer.fit(torch.full((9, 3), 0.1)).std, torch.ones(3))
     for mean, std in (
         (torch.zeros(3), torch.zeros(3)),

@@ -479,3 +479,18 @@ def test_out_that_overlaps_an_input_is_refused() -> None:
     for inputs in ((x_t, torch.randn(2, 6, 3)), (torch.randn(2, 6, 3), x_t)):
         with pytest.raises(ValueError, match="out must be one of the inputs itself or share no memory"):
             denoise_step(*inputs, 3, SCHEDULE, seed=0, out=shifted)
+
+
+def test_writing_into_out_is_seen_by_a_graph_that_needs_the_old_values(backend: str) -> None:
+    x_t, weight = torch.randn(2, 6, 3), torch.ones(2, 6, 3, requires_grad=True)
+    loss = (weight * x_t).sum()
+    with torch.no_grad():
+        denoise_step(x_t, torch.randn(2, 6, 3), 3, SCHEDULE, seed=0, out=x_t, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_out_whose_elements_share_memory_is_refused() -> None:
+    x_t = torch.randn(1, 6, 3)
+    with pytest.raises(ValueError, match="an element of its own"):
+        denoise_step(x_t, x_t, 3, SCHEDULE, seed=0, out=torch.zeros(1, 1, 3).expand(1, 6, 3))
