@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sinmdm.kernels import _native
+from sinmdm.kernels import extension
 
 ROOT = Path(__file__).resolve().parents[1]
 TELLING_FLAGS = re.compile(
@@ -108,11 +108,12 @@ def device_slug(device: str) -> str:
 
 def collect(device: str) -> dict:
     """Everything that a figure needs to be judged by, as JSON types."""
+    native = extension()
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(),
         "kernel_hash": kernel_hash(),
-        "native_extension": _native.how() or f"none: {_native.why_not()}",
+        "native_extension": native["built"] or f"none: {native['missing']}",
         "device": device,
         "cpu": cpu(),
         "gpu": _gpu() if device == "cuda" else None,

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 import sinmdm.kernels as ops
-from sinmdm.kernels._dispatch import implementations
 
 from . import peers
 from .case import Build, Case, Function, Inputs, Op, Variant
@@ -326,7 +325,7 @@ CASES: tuple[Case, ...] = (
 def variants(case: Case, device: str) -> tuple[Variant, ...]:
     """The case's peers and every backend of ours for this kind of device, ours first, fastest first."""
     elsewhere = {"cpu": ("cuda", "triton"), "cuda": ("cpu",)}[device]
-    table = implementations()
+    table = ops.implementations()
     have = table.get(case.op.name, ())
     if case.backward:
         have = tuple(name for name in have if name in table.get(f"{case.op.name}_backward", have))

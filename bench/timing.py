@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sinmdm.kernels._dispatch import BackendError
+from sinmdm.kernels import BackendError
 
 from .case import Case, Inputs, Variant
 
