@@ -267,8 +267,10 @@ def train(
         The run, as `sinmdm.load(out)`.
 
     Raises:
-        FileExistsError: the folder is not empty. ValueError: an argument or a file that is not as above. OSError: a
-        file that cannot be read or written.
+        FileExistsError: the folder is not empty. ValueError: an argument or a file that is not as above, or a run (then
+        RunError) that cannot be resumed. TypeError: clip is none of these. OSError: a file that cannot be read or
+        written. BackendError: SINMDM_BACKEND asks for what is not there. Whatever is wrong with the arguments shows
+        before the folder is made.
     """
     if steps is not None and minutes is not None:
         raise ValueError("give steps or minutes, not both")
