@@ -162,7 +162,7 @@ def gate(case: Case, variants: tuple[Variant, ...], inputs: Inputs, device: str)
         except Exception as error:
             # A compiler that a peer needs may be missing here; a failure of ours is a failure.
             row.status = "FAILED" if variant.ours else "unavailable"
-            row.reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+            row.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
         results = tuple(variant.back(case, name, x) for name, x in zip(case.outputs, results, strict=True))
         if variant.draws_own_noise:

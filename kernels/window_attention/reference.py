@@ -72,7 +72,7 @@ def window_attention(
     lse = queries.new_full(queries.shape[:3], -torch.inf)
     for tile in window.tiles():
         scores = _scores(queries, keys, rel_bias, scale, window, tile)
-        highest = scores.amax(-1, keepdim=True)
+        highest = scores.detach().amax(-1, keepdim=True)  # a constant, which cancels: no gradient passes through it
         weights = scores.sub_(highest.masked_fill(highest == -torch.inf, 0)).exp_()
         total = weights.sum(-1, keepdim=True)  # 0 where a query is padded, and sees nothing
         lse[:, :, tile.queries] = (highest + total.log()).squeeze(-1)
