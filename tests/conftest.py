@@ -1,11 +1,7 @@
 """Fixtures and command-line switches of the whole suite."""
 
-from pathlib import Path
-
 import pytest
 import torch
-
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from shared_data import SHARED_DATA
 from torch import Tensor
 
 from sinmdm import metrics
@@ -22,7 +23,7 @@ from sinmdm.evaluation import (
 )
 from sinmdm.motion import Clip
 
-SALSA = Path(__file__).resolve().parents[2] / "shared" / "data" / "Salsa-Dancing-6.bvh"
+SALSA = SHARED_DATA / "Salsa-Dancing-6.bvh"
 
 
 def motions(n: int, frames: int, joints: int, seed: int = 0) -> Tensor:

@@ -9,18 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shared_data import SHARED_DATA
 
 from sinmdm.motion import Clip, Skeleton
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-REAL = (
-    "Crab-dance-long.bvh",
-    "Salsa-Dancing-6.bvh",
-    "Walk-In-Circle.bvh",
-    "elephant-idle2.bvh",
-    "xia-normal.bvh",
-    "xia-proud.bvh",
-)
 POSITIONS = ("Xposition", "Yposition", "Zposition")
 ORDERS = [tuple(f"{axis}rotation" for axis in order) for order in permutations("XYZ")]
 
@@ -37,9 +29,9 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def real() -> Callable[[str], Path]:
     def find(name: str) -> Path:
-        path = DATA / name
+        path = SHARED_DATA / name
         if not path.exists():
-            pytest.skip(f"{name} is not in {DATA.name}/ beside the checkout")
+            pytest.skip(f"{name} is not in {SHARED_DATA.name}/ beside the checkout")
         return path
 
     return find
