@@ -19,7 +19,7 @@ from .._checks import (
     signed_seed,
     window_pair,
 )
-from .._library import LIBRARY, no_second_derivative
+from .._library import LIBRARY, native, no_second_derivative
 from .._window import BOUNDARIES
 from . import reference
 
@@ -33,12 +33,51 @@ LIBRARY.define(
     f" Tensor? lengths, Tensor out, Tensor lse, {_OPTIONS}, bool bias_grad, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
+LIBRARY.define(
+    "window_attention_native(Tensor q, Tensor k, Tensor v, Tensor? rel_bias, Tensor? lengths,"
+    f" {_OPTIONS}) -> (Tensor, Tensor)"
+)
+LIBRARY.define(
+    "window_attention_backward_native(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v,"
+    f" Tensor? rel_bias, Tensor? lengths, Tensor out, Tensor lse, {_OPTIONS}, bool bias_grad)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
 
 for _name, _reference in (
     ("window_attention", reference.window_attention),
     ("window_attention_backward", reference.window_attention_backward),
 ):
     _dispatch.register(_name, "reference", outside_autocast(_reference), names(FLOAT_DTYPES))
+
+
+def _native(*arguments):  # type: ignore[no-untyped-def]
+    return native("window_attention_native")(*arguments)
+
+
+def _native_backward(*arguments):  # type: ignore[no-untyped-def]
+    *gradients, dbias = native("window_attention_backward_native")(*arguments)
+    rel_bias = arguments[5]
+    return *gradients, dbias if rel_bias is None else dbias.to(rel_bias.dtype)
+
+
+_dispatch.register("window_attention", "cpu", _native, names(FLOAT_DTYPES))
+_dispatch.register("window_attention_backward", "cpu", _native_backward, names(FLOAT_DTYPES))
+
+
+def _triton(*arguments):  # type: ignore[no-untyped-def]
+    from . import triton  # only where it is called: the package needs torch alone
+
+    return triton.window_attention(*arguments)
+
+
+def _triton_backward(*arguments):  # type: ignore[no-untyped-def]
+    from . import triton
+
+    return triton.window_attention_backward(*arguments)
+
+
+_dispatch.register("window_attention", "triton", _triton, ("float16", "bfloat16", "float32"))
+_dispatch.register("window_attention_backward", "triton", _triton_backward, ("float16", "bfloat16", "float32"))
 
 
 def _forward(q, k, v, rel_bias, lengths, left, right, scale, boundary, dropout_p, seed, backend):  # type: ignore[no-untyped-def]

@@ -1,0 +1,217 @@
+// One call of window_attention on the CPU: its operands, how it is cut into tasks, and which keys a strip of queries
+// sees. Nothing here depends on the instruction set or on the thread count.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <new>
+
+#include "philox.h"
+
+namespace sinmdm::cpu::window {
+
+enum class Boundary { clip, circular, shift };
+enum class Element { float32, float64, float16, bfloat16 };
+
+constexpr int64_t bytes_of(Element element) {
+  return element == Element::float64 ? 8 : element == Element::float32 ? 4 : 2;
+}
+
+constexpr int64_t kMostLanes = 32;  // queries in a strip, at most; also the padding on both sides of a bias table
+
+// A (batch, frames, heads, head_dim) operand with a unit last stride; the others are in bytes and 64 bits wide.
+struct Rows {
+  char* data = nullptr;
+  int64_t batch = 0, frame = 0, head = 0;
+
+  char* at(int64_t b, int64_t t, int64_t h) const { return data + b * batch + t * frame + h * head; }
+};
+
+inline int64_t wrapped(int64_t slot, int64_t n) {
+  const int64_t remainder = slot % n;
+  return remainder < 0 ? remainder + n : remainder;
+}
+
+// Scores are kept in units of log2 e, so that a weight is one power of two: `table` holds rel_bias * log2 e.
+struct Problem {
+  int64_t batch, frames, heads, kv_heads, dim;
+  int64_t left, right;
+  int64_t cut;  // bias columns before the first: of offsets that no two frames are apart
+  Boundary boundary;
+  Element element;
+  double scale;
+  double dropout_p;
+  uint64_t seed;
+  const int64_t* lengths;  // (batch), or null
+  const void* table;       // (heads, columns + 2 kMostLanes) in the dtype of the computation, reversed; or null
+  Rows q, k, v;
+  void* lse;  // (batch, frames, heads), contiguous, in the dtype of the computation
+
+  int64_t size() const { return left + right + 1; }
+  int64_t columns() const { return boundary == Boundary::shift ? 2 * size() - 1 : size(); }
+  int64_t pitch() const { return columns() + 2 * kMostLanes; }
+  int64_t group() const { return heads / kv_heads; }
+  int64_t length(int64_t b) const {
+    return lengths == nullptr ? frames : std::clamp<int64_t>(lengths[b], 0, frames);
+  }
+  int64_t lse_at(int64_t b, int64_t t, int64_t h) const { return (b * frames + t) * heads + h; }
+  int64_t frame_of(int64_t slot, int64_t n) const { return boundary == Boundary::circular ? wrapped(slot, n) : slot; }
+};
+
+// Where the value of column c of a head's row of the table lies: columns run backwards, so that the columns
+// c, c - 1, c - 2, ... that the queries i, i + 1, i + 2, ... have for one key are one run of memory.
+inline int64_t table_index(const Problem& p, int64_t column) {
+  return kMostLanes + p.columns() - 1 - column;
+}
+
+struct Range {
+  int64_t begin, end;
+
+  int64_t size() const { return end - begin; }
+  Range clipped(Range other) const {
+    const int64_t low = std::max(begin, other.begin);
+    return {low, std::max(low, std::min(end, other.end))};
+  }
+};
+
+// The slots that query i of a sequence of n frames sees. A slot is a position on the key axis: the key frame itself,
+// or under "circular" a number whose remainder modulo n is the frame, so that a frame met again is another slot.
+inline Range visible_slots(const Problem& p, int64_t n, int64_t i) {
+  switch (p.boundary) {
+    case Boundary::clip:
+      return {std::max<int64_t>(0, i - p.left), std::min(n, i + p.right + 1)};
+    case Boundary::circular:
+      return {i - p.left, i + p.right + 1};
+    default: {
+      const int64_t start = std::clamp<int64_t>(i - p.left, 0, n - p.size());
+      return {start, start + p.size()};
+    }
+  }
+}
+
+// The queries that see any of the slots in `keys`; under "circular" numbers whose remainder modulo n is the frame.
+inline Range seeing_queries(const Problem& p, int64_t n, Range keys) {
+  switch (p.boundary) {
+    case Boundary::clip:
+      return {std::max<int64_t>(0, keys.begin - p.right), std::min(n, keys.end + p.left)};
+    case Boundary::circular:
+      return {keys.begin - p.right, keys.end + p.left};
+    default:
+      return {keys.begin < p.size() ? 0 : keys.begin - p.right,
+              keys.end > n - p.size() ? n : std::min(n, keys.end + p.left)};
+  }
+}
+
+// `lanes` queries from `query` on, side by side in a vector, against the rows `slots` of the key axis. Query lane l
+// sees the slots from see[l].begin to see[l].end; slot s has the bias column s - (query + l) + origin for it.
+struct Strip {
+  int64_t query, lanes, origin;
+  Range slots;
+  Range see[kMostLanes];
+};
+
+inline Strip strip_of(const Problem& p, int64_t n, int64_t query, int64_t end, int64_t width) {
+  Strip strip;
+  strip.query = query;
+  strip.lanes = std::min(width, end - query);
+  strip.origin = p.boundary == Boundary::shift ? p.left + p.right : p.left;
+  for (int64_t lane = 0; lane < width; ++lane) {
+    strip.see[lane] = lane < strip.lanes ? visible_slots(p, n, query + lane) : Range{0, 0};
+  }
+  strip.slots = {strip.see[0].begin, strip.see[strip.lanes - 1].end};
+  return strip;
+}
+
+// Scratch of one thread: one block, handed out in parts that lie on cache lines.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) : block_(static_cast<char*>(::operator new(bytes, std::align_val_t(64)))) {
+#ifdef SINMDM_POISON_SCRATCH  // all bits set is a NaN: whoever reads what was not written shows it
+    std::memset(block_, 0xFF, bytes);
+#endif
+  }
+  ~Scratch() { ::operator delete(block_, std::align_val_t(64)); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  template <typename T>
+  T* take(int64_t count) {
+    T* part = reinterpret_cast<T*>(block_ + used_);
+    used_ += bytes<T>(count);
+    return part;
+  }
+  template <typename T>
+  static int64_t bytes(int64_t count) {
+    return (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+  }
+
+ private:
+  char* block_;
+  int64_t used_ = 0;
+};
+
+constexpr int64_t kLeastTasks = 16;  // so many threads get something to do, where there is enough
+
+// Forward: a task is a tile of queries of some neighbouring heads.
+struct Forward : Problem {
+  Rows out;
+
+  int64_t tile() const { return 128; }
+  int64_t tiles() const { return (frames + tile() - 1) / tile(); }
+  // Keys packed at a time, beside their values, for every head of a task.
+  int64_t segment() const { return std::min<int64_t>(tile() + size() - 1, 160); }
+  // As many as make the run of memory that they have in a frame long, while their packed rows are not far; and as leave
+  // enough tasks. Either whole groups of query heads or a part of one.
+  int64_t task_heads() const {
+    constexpr int64_t kRun = 2048;
+    for (int64_t count = std::min(heads, std::max<int64_t>(1, kRun / (dim * bytes_of(element)))); count > 1; --count) {
+      const bool whole = heads % count == 0 && (group() % count == 0 || count % group() == 0);
+      if (whole && batch * tiles() * heads / count >= kLeastTasks) return count;
+    }
+    return 1;
+  }
+  int64_t tasks() const { return batch * tiles() * (heads / task_heads()); }
+};
+
+// Backward: a task owns the frames of a run of chunks of some neighbouring key heads: it writes their dq (for every
+// query head of their groups), dk and dv, and one partial sum of the bias gradient a query head. Queries beyond a chunk's
+// ends whose window reaches into it are computed again for its dk and dv, so that no two tasks write one place.
+struct Backward : Problem {
+  Rows grad_out, out, dq, dk, dv;
+  const void* grad_lse;  // like lse, or null
+  void* dbias;           // (batch, parts, heads, columns) in the dtype of the computation, or null
+
+  int64_t chunk() const { return std::clamp<int64_t>((size() + 63) / 64 * 64, 128, 1024); }
+  // As many as make the partial sums of the bias gradient no larger than the frames they sum over.
+  int64_t chunks_in_task() const { return (columns() + chunk() - 1) / chunk(); }
+  int64_t task_frames() const { return chunk() * chunks_in_task(); }
+  int64_t parts() const { return (frames + task_frames() - 1) / task_frames(); }
+  // Keys packed at a time, beside their values and the gradients of both, for every head of a task.
+  int64_t segment() const { return std::min<int64_t>(chunk() + size() - 1, 512); }
+  int64_t task_kv_heads() const {
+    constexpr int64_t kRun = 2048;
+    const int64_t most = std::max<int64_t>(1, kRun / (dim * group() * bytes_of(element)));
+    for (int64_t count = std::min(kv_heads, most); count > 1; --count) {
+      if (kv_heads % count == 0 && batch * parts() * kv_heads / count >= kLeastTasks) return count;
+    }
+    return 1;
+  }
+  int64_t tasks() const { return batch * parts() * (kv_heads / task_kv_heads()); }
+};
+
+// The bodies of one instruction set: tasks begin .. end.
+struct Kernels {
+  const char* name;
+  void (*forward)(const Forward&, int64_t begin, int64_t end);
+  void (*backward)(const Backward&, int64_t begin, int64_t end);
+};
+
+extern const Kernels kBaseline;
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+extern const Kernels kAvx2, kAvx512;
+#endif
+
+}  // namespace sinmdm::cpu::window

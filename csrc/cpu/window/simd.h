@@ -1,0 +1,285 @@
+// Vectors of one instruction set. Included by the file of that set between its definitions of
+//   SINMDM_ISA       the namespace that keeps the sets apart,
+//   SINMDM_TARGET    the attribute that lets the compiler use the set,
+//   SINMDM_BYTES     the size of a register,
+//   SINMDM_ROWS      rows of a score tile, one register each, that stay in registers beside their operands,
+//   SINMDM_COLUMNS   registers side by side in the other products.
+// No include guard: each set includes it once, and so do the files that build on it.
+
+#define SINMDM_KERNEL SINMDM_TARGET __attribute__((always_inline)) inline
+
+namespace sinmdm::cpu::window::SINMDM_ISA {
+
+template <typename C>
+struct Simd;
+template <>
+struct Simd<float> {
+  using Int = int32_t;
+  typedef float V __attribute__((vector_size(SINMDM_BYTES)));
+  typedef int32_t I __attribute__((vector_size(SINMDM_BYTES)));
+  typedef float Unaligned __attribute__((vector_size(SINMDM_BYTES), aligned(4), may_alias));
+};
+template <>
+struct Simd<double> {
+  using Int = int64_t;
+  typedef double V __attribute__((vector_size(SINMDM_BYTES)));
+  typedef int64_t I __attribute__((vector_size(SINMDM_BYTES)));
+  typedef double Unaligned __attribute__((vector_size(SINMDM_BYTES), aligned(8), may_alias));
+};
+
+template <typename C>
+using V = typename Simd<C>::V;
+template <typename C>
+using I = typename Simd<C>::I;
+template <typename C>
+constexpr int64_t kLanes = SINMDM_BYTES / sizeof(C);
+
+template <typename C>
+SINMDM_KERNEL V<C> load(const C* from) {
+  return *reinterpret_cast<const typename Simd<C>::Unaligned*>(from);
+}
+
+template <typename C>
+SINMDM_KERNEL void store(C* to, V<C> x) {
+  *reinterpret_cast<typename Simd<C>::Unaligned*>(to) = x;
+}
+
+template <typename C>
+SINMDM_KERNEL I<C> bits(V<C> x) {
+  I<C> i;
+  memcpy(&i, &x, sizeof(i));
+  return i;
+}
+
+template <typename C>
+SINMDM_KERNEL V<C> from_bits(I<C> i) {
+  V<C> x;
+  memcpy(&x, &i, sizeof(x));
+  return x;
+}
+
+// 2^f for f in [-1/2, 1/2]. float: fitted for the least relative error, 2e-9 before rounding. double: the series.
+SINMDM_KERNEL V<float> exp2_fraction(V<float> f) {
+  V<float> p = 0.00015353360504377633f * f + 0.0013398875016719103f;
+  p = p * f + 0.00961843691766262f;
+  p = p * f + 0.055503323674201965f;
+  p = p * f + 0.24022647738456726f;
+  p = p * f + 0.6931471824645996f;
+  return p * f + 1.0f;
+}
+
+SINMDM_KERNEL V<double> exp2_fraction(V<double> f) {
+  V<double> p = 1.3691488853904124e-12 * f + 2.5678435993488196e-11;
+  p = p * f + 4.44553827187081e-10;
+  p = p * f + 7.054911620801121e-09;
+  p = p * f + 1.0178086009239696e-07;
+  p = p * f + 1.3215486790144305e-06;
+  p = p * f + 1.5252733804059838e-05;
+  p = p * f + 0.00015403530393381606;
+  p = p * f + 0.0013333558146428441;
+  p = p * f + 0.009618129107628477;
+  p = p * f + 0.055504108664821576;
+  p = p * f + 0.2402265069591007;
+  p = p * f + 0.6931471805599453;
+  return p * f + 1.0;
+}
+
+// 2^x for x up to about 0, where it is a softmax weight: what would be subnormal is 0, NaN stays NaN.
+template <typename C>
+SINMDM_KERNEL V<C> exp2_weight(V<C> x) {
+  constexpr bool single = sizeof(C) == 4;
+  constexpr int mantissa = single ? 23 : 52, bias = single ? 127 : 1023;
+  constexpr C shifter = single ? C(12582912.0) : C(6755399441055744.0);  // 1.5 * 2^mantissa: adding it rounds
+  const V<C> shifted = x + shifter;
+  const V<C> f = x - (shifted - shifter);
+  const V<C> shifter_vector = V<C>{} + shifter;
+  const I<C> n = bits<C>(shifted) - bits<C>(shifter_vector);
+  const V<C> power = from_bits<C>((n + bias) << mantissa);
+  return x < C(1 - bias) ? V<C>{} : exp2_fraction(f) * power;
+}
+
+// Rows in memory, to and from the dtype of the computation.
+
+SINMDM_KERNEL void widen(const float* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes<float> <= count; i += kLanes<float>) store<float>(to + i, load<float>(from + i));
+  for (; i < count; ++i) to[i] = from[i];
+}
+
+SINMDM_KERNEL void widen(const double* from, int64_t count, double* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
+SINMDM_KERNEL float as_float(uint32_t word) {
+  float x;
+  memcpy(&x, &word, 4);
+  return x;
+}
+
+SINMDM_KERNEL uint32_t as_word(float x) {
+  uint32_t word;
+  memcpy(&word, &x, 4);
+  return word;
+}
+
+SINMDM_KERNEL void widen_bfloat16(const uint16_t* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = as_float(static_cast<uint32_t>(from[i]) << 16);
+}
+
+SINMDM_KERNEL void narrow_bfloat16(const float* from, int64_t count, uint16_t* to) {
+  for (int64_t i = 0; i < count; ++i) {  // to nearest, ties to even
+    const uint32_t word = as_word(from[i]);
+    const uint32_t rounded = (word + 0x7FFF + (word >> 16 & 1)) >> 16;
+    to[i] = static_cast<uint16_t>((word & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : rounded);
+  }
+}
+
+// Scaling by 2^112 moves the exponent from half's bias to float's and makes subnormals normal on the way.
+SINMDM_KERNEL void widen_float16(const uint16_t* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t half = from[i], magnitude = (half & 0x7FFF) << 13;
+    const uint32_t scaled = as_word(as_float(magnitude) * 0x1p112f);
+    const uint32_t special = magnitude | 0x7F800000;  // infinities and NaNs
+    to[i] = as_float(((half & 0x7C00) == 0x7C00 ? special : scaled) | (half & 0x8000) << 16);
+  }
+}
+
+SINMDM_KERNEL void narrow_float16(const float* from, int64_t count, uint16_t* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t word = as_word(from[i]), sign = word >> 16 & 0x8000, magnitude = word & 0x7FFFFFFF;
+    const uint32_t normal = (magnitude - (112u << 23) + 0xFFF + (magnitude >> 13 & 1)) >> 13;  // ties to even
+    const uint32_t subnormal = as_word(as_float(magnitude) + 0.5f) - 0x3F000000;  // the sum rounds at 2^-24
+    const uint32_t large = magnitude > 0x7F800000 ? 0x7E00 : 0x7C00;
+    const uint32_t finite = magnitude < 0x38800000 ? subnormal : normal;
+    to[i] = static_cast<uint16_t>((magnitude >= 0x47800000 ? large : finite) | sign);
+  }
+}
+
+template <typename C>
+SINMDM_KERNEL void load_row(Element element, const char* from, int64_t count, C* to) {
+  if constexpr (sizeof(C) == 8) {
+    widen(reinterpret_cast<const double*>(from), count, to);
+  } else if (element == Element::float32) {
+    widen(reinterpret_cast<const float*>(from), count, to);
+  } else if (element == Element::bfloat16) {
+    widen_bfloat16(reinterpret_cast<const uint16_t*>(from), count, to);
+  } else {
+    widen_float16(reinterpret_cast<const uint16_t*>(from), count, to);
+  }
+}
+
+template <typename C>
+SINMDM_KERNEL void store_row(Element element, const C* from, int64_t count, char* to) {
+  if constexpr (sizeof(C) == 8) {
+    widen(from, count, reinterpret_cast<double*>(to));
+  } else if (element == Element::float32) {
+    widen(from, count, reinterpret_cast<float*>(to));
+  } else if (element == Element::bfloat16) {
+    narrow_bfloat16(from, count, reinterpret_cast<uint16_t*>(to));
+  } else {
+    narrow_float16(from, count, reinterpret_cast<uint16_t*>(to));
+  }
+}
+
+// Rows of head_dim numbers, cut into panels of kPanel columns: panel p of row r begins at data + (p rows + r) kPanel.
+// Rows then lie at one distance whatever the head_dim, which the register tiles have as a constant, and close together:
+// in memory the heads of a frame lie between one row of a head and the next. Columns from the head_dim to a whole number
+// of registers are zero.
+constexpr int64_t kPanel = 32;
+
+template <typename C>
+SINMDM_KERNEL int64_t padded(int64_t dim) {
+  return (dim + kLanes<C> - 1) / kLanes<C> * kLanes<C>;
+}
+
+template <typename C>
+struct Panels {
+  C* data;
+  int64_t rows, dim;
+
+  static int64_t size(int64_t rows, int64_t dim) { return (dim + kPanel - 1) / kPanel * kPanel * rows; }
+  SINMDM_KERNEL int64_t count() const { return (dim + kPanel - 1) / kPanel; }
+  // Columns of a panel: those of the head_dim, and with the zeros that follow them.
+  SINMDM_KERNEL int64_t columns(int64_t panel) const { return std::min(kPanel, dim - panel * kPanel); }
+  SINMDM_KERNEL int64_t width(int64_t panel) const { return padded<C>(columns(panel)); }
+  SINMDM_KERNEL C* at(int64_t panel, int64_t row) const { return data + (panel * rows + row) * kPanel; }
+
+  SINMDM_KERNEL void load_from(Element element, const char* from, int64_t row) const {
+    for (int64_t panel = 0; panel < count(); ++panel) {
+      C* to = at(panel, row);
+      load_row<C>(element, from + panel * kPanel * bytes_of(element), columns(panel), to);
+      for (int64_t d = columns(panel); d < width(panel); ++d) to[d] = 0;
+    }
+  }
+
+  // Stores a row times `factor`. What is returned is zero where all of it is finite, and NaN elsewhere.
+  SINMDM_KERNEL C store_to(Element element, int64_t row, C factor, char* to) const {
+    V<C> check{};
+    for (int64_t panel = 0; panel < count(); ++panel) {
+      C* from = at(panel, row);
+      for (int64_t c = 0; c < width(panel); c += kLanes<C>) {
+        const V<C> x = load<C>(from + c) * factor;
+        check += x * C(0);
+        store<C>(from + c, x);
+      }
+      store_row<C>(element, from, columns(panel), to + panel * kPanel * bytes_of(element));
+    }
+    C sum = 0;
+    for (int64_t l = 0; l < kLanes<C>; ++l) sum += check[l];
+    return sum;
+  }
+
+  SINMDM_KERNEL void clear() const { std::fill(data, data + size(rows, dim), C(0)); }
+};
+
+// Rows `slots` of `heads` heads from `h` on; those of head i go to row i * stride and on. Frame by frame, because the
+// heads of a frame are neighbours in memory, and one long run is read much faster than one short run a frame.
+template <typename C>
+SINMDM_TARGET void pack(const Problem& p, const Rows& rows, int64_t b, int64_t h, int64_t heads, int64_t n, Range slots,
+                        Panels<C> to, int64_t stride) {
+  for (int64_t slot = slots.begin; slot < slots.end; ++slot) {
+    const int64_t frame = p.frame_of(slot, n);
+    for (int64_t i = 0; i < heads; ++i) {
+      to.load_from(p.element, rows.at(b, frame, h + i), i * stride + slot - slots.begin);
+    }
+  }
+}
+
+// `count` rows from `first` times `factor` to (dim, width) columns; up to `width` the rest is zero. In squares of one
+// register: at each stage rows `step` apart exchange halves of every block of 2 step.
+template <typename C>
+SINMDM_TARGET void transpose(Panels<C> rows, int64_t first, int64_t count, int64_t width, C factor,
+                             C* to) {
+  using Int = typename Simd<C>::Int;
+  constexpr Int L = kLanes<C>;
+  for (int64_t d = 0; d < rows.dim; d += L) {
+    for (int64_t row = 0; row < width; row += L) {
+      V<C> x[L];
+#pragma GCC unroll 16
+      for (Int i = 0; i < L; ++i) {
+        const bool there = row + i < count;
+        x[i] = there ? load<C>(rows.at(d / kPanel, first + row + i) + d % kPanel) * factor : V<C>{};
+      }
+      I<C> lane;
+#pragma GCC unroll 16
+      for (Int i = 0; i < L; ++i) lane[i] = i;
+#pragma GCC unroll 4
+      for (Int step = L / 2; step > 0; step /= 2) {
+#pragma GCC unroll 16
+        for (Int i = 0; i < L; ++i) {
+          if (i & step) continue;
+          const I<C> odd = (lane & step) != 0;
+          const V<C> a = x[i], b = x[i + step];
+          x[i] = __builtin_shuffle(a, b, odd ? lane - step + L : lane);
+          x[i + step] = __builtin_shuffle(a, b, odd ? lane + L : lane + step);
+        }
+      }
+#pragma GCC unroll 16
+      for (Int i = 0; i < L; ++i) {
+        if (d + i < rows.dim) store<C>(to + (d + i) * width + row, x[i]);
+      }
+    }
+  }
+}
+
+}  // namespace sinmdm::cpu::window::SINMDM_ISA

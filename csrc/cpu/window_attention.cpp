@@ -1,0 +1,258 @@
+// window_attention on the CPU: tensors to a window::Problem, the choice of instruction set, tasks to threads.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdlib>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/window/problem.h"
+
+namespace sinmdm::cpu {
+
+namespace ts = torch::stable;
+using torch::headeronly::ScalarType;
+using namespace window;
+
+namespace {
+
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLeastWork = 1 << 16;  // multiply-adds that are worth waking a thread for
+
+const Kernels& kernels() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  static const Kernels* const best = [] {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
+      return &kAvx512;
+    }
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &kAvx2 : &kBaseline;
+  }();
+  // For tests and comparisons: a lower set than the machine's best.
+  const char* named = std::getenv("SINMDM_CPU_ISA");
+  if (named != nullptr && std::string(named) == kBaseline.name) return kBaseline;
+  if (named != nullptr && std::string(named) == kAvx2.name && best != &kBaseline) return kAvx2;
+  return *best;
+#else
+  return kBaseline;
+#endif
+}
+
+Element element_of(const ts::Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return Element::float32;
+    case ScalarType::Double:
+      return Element::float64;
+    case ScalarType::Half:
+      return Element::float16;
+    default:
+      return Element::bfloat16;
+  }
+}
+
+ts::Tensor unit_stride(const ts::Tensor& x) {
+  return x.size(3) > 1 && x.stride(3) != 1 ? ts::contiguous(x) : x;
+}
+
+// The kernels read operands through the pointers that they write results through, and write through the results' only.
+Rows rows_of(const ts::Tensor& x) {
+  const int64_t bytes = static_cast<int64_t>(x.element_size());
+  return {static_cast<char*>(const_cast<void*>(x.const_data_ptr())), x.stride(0) * bytes, x.stride(1) * bytes,
+          x.stride(2) * bytes};
+}
+
+struct Options {
+  int64_t left, right;
+  double scale;
+  Boundary boundary;
+  double dropout_p;
+  int64_t seed;
+};
+
+Boundary boundary_of(const std::string& name) {
+  return name == "clip" ? Boundary::clip : name == "circular" ? Boundary::circular : Boundary::shift;
+}
+
+template <typename C, typename T>
+void fill_table(const Problem& p, const ts::Tensor& bias, C* table) {
+  const T* data = static_cast<const T*>(bias.const_data_ptr());
+  for (int64_t h = 0; h < p.heads; ++h) {
+    for (int64_t column = 0; column < p.columns(); ++column) {
+      const T value = data[h * bias.stride(0) + (p.cut + column) * bias.stride(1)];
+      table[h * p.pitch() + table_index(p, column)] = static_cast<C>(static_cast<C>(value) * kLog2E);
+    }
+  }
+}
+
+template <typename C>
+std::vector<C> table_of(const Problem& p, const std::optional<ts::Tensor>& bias) {
+  std::vector<C> table(bias.has_value() ? p.heads * p.pitch() : 0, C(0));
+  if (!bias.has_value()) return table;
+  switch (element_of(*bias)) {
+    case Element::float32:
+      fill_table<C, float>(p, *bias, table.data());
+      break;
+    case Element::float64:
+      fill_table<C, double>(p, *bias, table.data());
+      break;
+    case Element::float16:
+      fill_table<C, c10::Half>(p, *bias, table.data());
+      break;
+    default:
+      fill_table<C, c10::BFloat16>(p, *bias, table.data());
+  }
+  return table;
+}
+
+// Calls body(problem filled in but for the results), with what the problem points at alive. C is the dtype of the
+// computation.
+template <typename C, typename P, typename Body>
+void with_problem(const ts::Tensor& q_any, const ts::Tensor& k_any, const ts::Tensor& v_any,
+                  const std::optional<ts::Tensor>& bias, const std::optional<ts::Tensor>& lengths,
+                  const Options& options, const Body& body) {
+  const ts::Tensor q = unit_stride(q_any), k = unit_stride(k_any), v = unit_stride(v_any);
+  P p;
+  p.batch = q.size(0), p.frames = q.size(1), p.heads = q.size(2), p.dim = q.size(3), p.kv_heads = k.size(2);
+  p.left = options.left, p.right = options.right, p.boundary = options.boundary;
+  if (p.boundary == Boundary::clip) {  // what lies beyond either end is never seen
+    p.left = std::min(p.left, p.frames - 1), p.right = std::min(p.right, p.frames - 1);
+  }
+  p.cut = options.left - p.left;
+  p.element = element_of(q), p.scale = options.scale;
+  p.dropout_p = options.dropout_p, p.seed = static_cast<uint64_t>(options.seed);
+  p.q = rows_of(q), p.k = rows_of(k), p.v = rows_of(v);
+  std::vector<int64_t> real;
+  if (lengths.has_value()) {
+    real.resize(p.batch);
+    const bool wide = lengths->scalar_type() == ScalarType::Long;
+    for (int64_t b = 0; b < p.batch; ++b) {
+      real[b] = wide ? lengths->const_data_ptr<int64_t>()[b * lengths->stride(0)]
+                     : lengths->const_data_ptr<int32_t>()[b * lengths->stride(0)];
+    }
+  }
+  p.lengths = lengths.has_value() ? real.data() : nullptr;
+  const std::vector<C> table = table_of<C>(p, bias);
+  p.table = bias.has_value() ? table.data() : nullptr;
+  body(p);
+}
+
+void in_parallel(int64_t tasks, double work, void (*body)(const void*, int64_t, int64_t), const void* problem) {
+  if (tasks == 0) return;
+  const int64_t grain = std::max<int64_t>(1, static_cast<int64_t>(kLeastWork * tasks / std::max(work, 1.0)));
+  ts::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { body(problem, begin, end); });
+}
+
+template <typename P>
+double pairs(const P& p) {
+  return static_cast<double>(p.batch) * p.heads * p.frames * std::min(p.size(), p.frames);
+}
+
+ScalarType computed_in(const ts::Tensor& q) {
+  return q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+template <typename C>
+void run_forward(const ts::Tensor& q, const ts::Tensor& k, const ts::Tensor& v, const std::optional<ts::Tensor>& bias,
+                 const std::optional<ts::Tensor>& lengths, const Options& options, ts::Tensor& out, ts::Tensor& lse) {
+  with_problem<C, Forward>(q, k, v, bias, lengths, options, [&](Forward& p) {
+    p.out = rows_of(out), p.lse = lse.mutable_data_ptr();
+    in_parallel(
+        p.tasks(), 2 * pairs(p) * p.dim,
+        [](const void* problem, int64_t begin, int64_t end) {
+          kernels().forward(*static_cast<const Forward*>(problem), begin, end);
+        },
+        &p);
+  });
+}
+
+template <typename C>
+void run_backward(const ts::Tensor& grad_out_any, const std::optional<ts::Tensor>& grad_lse, const ts::Tensor& q,
+                  const ts::Tensor& k, const ts::Tensor& v, const std::optional<ts::Tensor>& bias,
+                  const std::optional<ts::Tensor>& lengths, const ts::Tensor& out_any, const ts::Tensor& lse,
+                  const Options& options, ts::Tensor& dq, ts::Tensor& dk, ts::Tensor& dv, ts::Tensor* dbias) {
+  const ts::Tensor grad_out = unit_stride(grad_out_any), out = unit_stride(out_any);
+  const std::optional<ts::Tensor> dlse =
+      grad_lse.has_value() ? std::optional<ts::Tensor>(ts::contiguous(*grad_lse)) : std::nullopt;
+  with_problem<C, Backward>(q, k, v, bias, lengths, options, [&](Backward& p) {
+    p.grad_out = rows_of(grad_out), p.out = rows_of(out), p.lse = const_cast<void*>(lse.const_data_ptr());
+    p.grad_lse = dlse.has_value() ? dlse->const_data_ptr() : nullptr;
+    p.dq = rows_of(dq), p.dk = rows_of(dk), p.dv = rows_of(dv);
+    const int64_t columns = p.columns();
+    std::vector<C> partial(dbias == nullptr ? 0 : p.batch * p.parts() * p.heads * columns);
+    p.dbias = dbias == nullptr ? nullptr : partial.data();
+    in_parallel(
+        p.tasks(), 5 * pairs(p) * p.dim,
+        [](const void* problem, int64_t begin, int64_t end) {
+          kernels().backward(*static_cast<const Backward*>(problem), begin, end);
+        },
+        &p);
+    if (dbias == nullptr) return;
+    // The parts are added up in the order of the frames, whoever computed them. Columns that were cut off the window, of
+    // offsets that no two frames are apart, keep their zeros.
+    const int64_t width = dbias->size(1);
+    C* total = static_cast<C*>(dbias->mutable_data_ptr());
+    std::fill(total, total + p.heads * width, C(0));
+    for (int64_t part = 0; part < p.batch * p.parts(); ++part) {
+      for (int64_t h = 0; h < p.heads; ++h) {
+        const C* row = partial.data() + (part * p.heads + h) * columns;
+        for (int64_t column = 0; column < columns; ++column) total[h * width + p.cut + column] += row[column];
+      }
+    }
+  });
+}
+
+}  // namespace
+
+// q (B, T, H, D), k, v (B, T, H_kv, D), any strides; rel_bias (H, columns) in any dtype; lengths (B), int32 or int64.
+// To out (B, T, H, D) and lse (B, T, H), contiguous.
+std::tuple<ts::Tensor, ts::Tensor> window_attention(const ts::Tensor& q, const ts::Tensor& k, const ts::Tensor& v,
+                                                    const std::optional<ts::Tensor>& rel_bias,
+                                                    const std::optional<ts::Tensor>& lengths, int64_t left,
+                                                    int64_t right, double scale, std::string boundary,
+                                                    double dropout_p, int64_t seed) {
+  const Options options{left, right, scale, boundary_of(boundary), dropout_p, seed};
+  ts::Tensor out = ts::new_empty(q, q.sizes());
+  ts::Tensor lse = ts::new_empty(q, {q.size(0), q.size(1), q.size(2)}, computed_in(q));
+  if (q.scalar_type() == ScalarType::Double) {
+    run_forward<double>(q, k, v, rel_bias, lengths, options, out, lse);
+  } else {
+    run_forward<float>(q, k, v, rel_bias, lengths, options, out, lse);
+  }
+  return {out, lse};
+}
+
+// dq, dk, dv like q, k, v, contiguous, and the bias gradient (H, columns) in the dtype of the computation (empty unless
+// bias_grad).
+std::tuple<ts::Tensor, ts::Tensor, ts::Tensor, ts::Tensor> window_attention_backward(
+    const ts::Tensor& grad_out, const std::optional<ts::Tensor>& grad_lse, const ts::Tensor& q, const ts::Tensor& k,
+    const ts::Tensor& v, const std::optional<ts::Tensor>& rel_bias, const std::optional<ts::Tensor>& lengths,
+    const ts::Tensor& out, const ts::Tensor& lse, int64_t left, int64_t right, double scale, std::string boundary,
+    double dropout_p, int64_t seed, bool bias_grad) {
+  const Options options{left, right, scale, boundary_of(boundary), dropout_p, seed};
+  ts::Tensor dq = ts::new_empty(q, q.sizes()), dk = ts::new_empty(k, k.sizes()), dv = ts::new_empty(v, v.sizes());
+  ts::Tensor dbias = bias_grad ? ts::new_empty(q, rel_bias->sizes(), computed_in(q))
+                               : ts::new_empty(q, {0}, computed_in(q));
+  ts::Tensor* wanted = bias_grad ? &dbias : nullptr;
+  if (q.scalar_type() == ScalarType::Double) {
+    run_backward<double>(grad_out, grad_lse, q, k, v, rel_bias, lengths, out, lse, options, dq, dk, dv, wanted);
+  } else {
+    run_backward<float>(grad_out, grad_lse, q, k, v, rel_bias, lengths, out, lse, options, dq, dk, dv, wanted);
+  }
+  return {dq, dk, dv, dbias};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sinmdm, CPU, m) {
+  m.impl("window_attention_native", TORCH_BOX(&window_attention));
+  m.impl("window_attention_backward_native", TORCH_BOX(&window_attention_backward));
+}
+
+}  // namespace sinmdm::cpu

@@ -1,0 +1,22 @@
+#include "cpu/window/problem.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// 16 registers of 32 bytes.
+#define SINMDM_ISA avx2
+#define SINMDM_TARGET __attribute__((target("avx2,fma,prfchw")))
+#define SINMDM_BYTES 32
+#define SINMDM_ROWS 12
+#define SINMDM_COLUMNS 2
+#include "cpu/window/simd.h"
+#include "cpu/window/products.h"
+#include "cpu/window/forward.h"
+#include "cpu/window/backward.h"
+#include "cpu/window/kernels.h"
+
+namespace sinmdm::cpu::window {
+
+const Kernels kAvx2{"avx2", avx2::forward, avx2::backward};
+
+}  // namespace sinmdm::cpu::window
+
+#endif

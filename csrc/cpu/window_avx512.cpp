@@ -1,0 +1,22 @@
+#include "cpu/window/problem.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// 32 registers of 64 bytes; the broadcast is part of the multiply-add.
+#define SINMDM_ISA avx512
+#define SINMDM_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prfchw")))
+#define SINMDM_BYTES 64
+#define SINMDM_ROWS 24
+#define SINMDM_COLUMNS 4
+#include "cpu/window/simd.h"
+#include "cpu/window/products.h"
+#include "cpu/window/forward.h"
+#include "cpu/window/backward.h"
+#include "cpu/window/kernels.h"
+
+namespace sinmdm::cpu::window {
+
+const Kernels kAvx512{"avx512", avx512::forward, avx512::backward};
+
+}  // namespace sinmdm::cpu::window
+
+#endif
