@@ -52,7 +52,7 @@ def _list(cases: tuple[registry.Case, ...], folder: Path, device: str) -> None:
     states = _stored(folder, device)
     for case in cases:
         others = "; ".join(peer.name for peer in case.peers)
-        print(f"{case.name:44}{states.get(case.name, 'not measured'):14}against {others}")
+        print(f"{case.name:46}{states.get(case.name, 'not measured'):14}against {others}")
 
 
 def file_stem(device: str, quick: bool, filter_: str | None) -> str:
@@ -84,6 +84,7 @@ def _measure(cases: tuple[registry.Case, ...], arguments: argparse.Namespace) ->
         print("\n" + report.case_text(measured[-1]), flush=True)
     settings["seconds"] = round(time.perf_counter() - begin)
     content = report.document(measured, ground, where, settings)
+    print("\n" + "\n".join(content["summary"]), flush=True)
     stem = file_stem(device, arguments.quick, arguments.filter)
     path = arguments.output / f"{stem}.json"
     report.write_json(path, content)

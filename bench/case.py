@@ -26,6 +26,8 @@ class Variant:
     build: set-up outside the clock (masks of a fixed bias, buffers); returns the function that is timed.
     declines: (case, "cpu" or "cuda") -> why the variant cannot take it, or None.
     draws_own_noise: its random numbers are not ours, so that only their law can be checked.
+    computes: what it computes where that is not the op itself ("no bias"). Its time stands beside the others', marked
+        so; its numbers are looked at for shape and finiteness only. It may ignore inputs.
     slow_start: compiles for seconds; left out of --quick.
     into, back: an input from our layout into its own, and a result or gradient back, both outside the clock.
     """
@@ -34,6 +36,7 @@ class Variant:
     build: Build
     declines: Callable[["Case", str], str | None] = _never
     draws_own_noise: bool = False
+    computes: str = ""
     slow_start: bool = False
     into: Callable[["Case", str, Tensor], Tensor] = _same_layout
     back: Callable[["Case", str, Tensor], Tensor] = _same_layout
@@ -49,6 +52,7 @@ class Op:
     ours: one backend of ours as a variant.
     differentiable: the inputs whose gradients a backward case takes.
     normals_of: the standard normals that a result must have been made with; for variants that draw their own.
+    backends_of: the op of the library whose backends are our variants; "": the one of this name.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Op:
     ours: Callable[[str], Variant]
     differentiable: tuple[str, ...] = ()
     normals_of: Callable[["Case", Inputs, Tensor], Tensor] | None = None
+    backends_of: str = ""
 
 
 @dataclass(frozen=True, eq=False)

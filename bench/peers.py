@@ -1,6 +1,8 @@
 """How others compute what our ops compute. Written here from the formulas; each takes our inputs."""
 
+import importlib.util
 import math
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -17,7 +19,9 @@ STEPS = 100  # of the diffusion schedule
 STEP = 50  # the timestep of a denoising step
 SEED = 7
 STREAM_STEP = 3  # the `step` word of our draws
-DENSE_BYTES = 16e9  # a dense mask is left out where its passes would need more than this
+DENSE_BYTES = 10e9  # a dense mask is left out where its passes would need more than this
+NO_BIAS = "no bias"
+FLEX_BLOCK = 128  # FlexAttention's default
 
 
 @cache
@@ -39,12 +43,20 @@ def _dense_bias(case: Case, rel_bias: Tensor, dtype: torch.dtype) -> Tensor:
     return padded.unfold(-1, frames, 1).flip(1)[None]
 
 
+def sdpa_of_bias(case: Case, q: Tensor, k: Tensor, v: Tensor, rel_bias: Tensor) -> Tensor:
+    """SDPA with the mask of a bias that is being learned, and so changes every step."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mask = _dense_bias(case, rel_bias, q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
 def _sdpa(case: Case, inputs: Inputs) -> Function:
-    # A bias that is not being learned is laid out once, before the clock starts; a learned one changes every step.
-    fixed = None if case.backward else _dense_bias(case, inputs["rel_bias"], case.torch_dtype).contiguous()
+    if case.backward:
+        return lambda inputs: sdpa_of_bias(case, *(inputs[name] for name in ("q", "k", "v", "rel_bias")))
+    # A bias that is not being learned is laid out once, before the clock starts.
+    mask = _dense_bias(case, inputs["rel_bias"], case.torch_dtype).contiguous()
 
     def run(inputs: Inputs) -> Tensor:
-        mask = _dense_bias(case, inputs["rel_bias"], case.torch_dtype) if fixed is None else fixed
         q, k, v = (inputs[name].transpose(1, 2) for name in "qkv")
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
@@ -58,15 +70,46 @@ def _sdpa_declines(case: Case, device: str) -> str | None:
     return f"needs {size / 1e9:.0f} GB of dense masks" if size > DENSE_BYTES else None
 
 
+def _heads_first(case: Case, name: str, tensor: Tensor) -> Tensor:
+    """(B, T, H, D) to (B, H, T, D) in memory, and back."""
+    return tensor if tensor.dim() != 4 else tensor.transpose(1, 2).contiguous()
+
+
+def _sdpa_no_mask(case: Case, inputs: Inputs) -> Function:
+    return lambda inputs: F.scaled_dot_product_attention(inputs["q"], inputs["k"], inputs["v"])
+
+
+def band_blocks(frames: int, left: int, right: int, block: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Which blocks of keys the blocks of queries see, for BlockMask.from_kv_blocks: the number and the indices of those
+    seen in part, then of those seen whole. What create_block_mask finds, without its T x T of pairs."""
+    count = -(-frames // block)
+    apart = torch.arange(count, device=device) - torch.arange(count, device=device)[:, None]
+    lowest, highest = apart * block - (block - 1), apart * block + (block - 1)  # of key - query
+    some = (highest >= -left) & (lowest <= right)
+    whole = (lowest >= -left) & (highest <= right)
+    if frames % block:
+        whole[-1] = whole[:, -1] = False
+    tensors: list[Tensor] = []
+    for chosen in (some & ~whole, whole):
+        order = chosen.to(torch.int32).argsort(dim=-1, descending=True, stable=True)
+        tensors += [chosen.sum(-1)[None, None].to(torch.int32), order[None, None].to(torch.int32)]
+    return tuple(tensors)
+
+
 def _flex(case: Case, inputs: Inputs) -> Function:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
     frames, (left, right) = case.shape["T"], _window(case)
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key - query >= -left) & (key - query <= right)
 
-    blocks = create_block_mask(visible, None, None, frames, frames, device=inputs["q"].device)
+    blocks = BlockMask.from_kv_blocks(
+        *band_blocks(frames, left, right, FLEX_BLOCK, inputs["q"].device),
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=visible,
+        seq_lengths=(frames, frames),
+    )
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def run(inputs: Inputs) -> Tensor:
@@ -131,12 +174,84 @@ def _compiled_reference_declines(case: Case, device: str) -> str | None:
     return "compiles for half a minute and more" if case.shape["T"] > 256 else None
 
 
-WINDOW_ATTENTION = (
-    Variant("SDPA, dense mask", _sdpa, declines=_sdpa_declines),
+def _lacks(module: str, *, gpu: bool = False, half: bool = False) -> Callable[[Case, str], str | None]:
+    """Declines where `module` is not installed and, if it wants them, without a GPU or a half type."""
+
+    def declines(case: Case, device: str) -> str | None:
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed"
+        if gpu and device != "cuda":
+            return "needs a GPU"
+        return "takes half types only" if half and case.dtype == "float32" else None
+
+    return declines
+
+
+def _local_attention(case: Case, inputs: Inputs) -> Function:
+    """The package's blocks of `w` frames that look one block back and one ahead, masked to w frames each side."""
+    from local_attention import LocalAttention
+
+    frames, window = case.shape["T"], max(case.shape["w"], 1)
+    attend = LocalAttention(
+        window,
+        causal=False,
+        look_backward=1,
+        look_forward=1,
+        autopad=frames % window != 0,
+        exact_windowsize=True,
+        use_rotary_pos_emb=False,
+    )
+    return lambda inputs: attend(inputs["q"], inputs["k"], inputs["v"])
+
+
+def _natten(case: Case, inputs: Inputs) -> Function:
+    from natten import na1d
+
+    size = 2 * case.shape["w"] + 1
+    return lambda inputs: na1d(inputs["q"], inputs["k"], inputs["v"], kernel_size=size)
+
+
+def _natten_declines(case: Case, device: str) -> str | None:
+    if 2 * case.shape["w"] + 1 > case.shape["T"]:
+        return "its window must not be wider than T"
+    return _lacks("natten", gpu=True)(case, device)
+
+
+def _flash_attention(case: Case, inputs: Inputs) -> Function:
+    from flash_attn import flash_attn_func
+
+    return lambda inputs: flash_attn_func(inputs["q"], inputs["k"], inputs["v"], window_size=_window(case))
+
+
+_SDPA = Variant("SDPA, dense mask", _sdpa, declines=_sdpa_declines)
+_WITHOUT_BIAS = (
+    Variant(
+        "local-attention",
+        _local_attention,
+        declines=_lacks("local_attention"),
+        computes=NO_BIAS,
+        into=_heads_first,
+        back=_heads_first,
+    ),
+    Variant("NATTEN", _natten, declines=_natten_declines, computes=f"{NO_BIAS}, windows slide inward at the ends"),
+    Variant("flash-attn", _flash_attention, declines=_lacks("flash_attn", gpu=True, half=True), computes=NO_BIAS),
+)
+# Without copies that compile for half a minute: for the cases that only vary another size.
+WINDOW_ATTENTION_SHORT = (
+    _SDPA,
     Variant("FlexAttention, compiled", _flex, declines=_flex_declines, slow_start=True),
     Variant("PyTorch, blocked", _blocked),
+    *_WITHOUT_BIAS,
+)
+WINDOW_ATTENTION = (
+    *WINDOW_ATTENTION_SHORT[: -len(_WITHOUT_BIAS)],
     Variant("PyTorch, blocked, compiled", lambda case, inputs: _blocked(case, inputs, compiled=True), slow_start=True),
     Variant("reference, compiled", _compiled_reference, declines=_compiled_reference_declines, slow_start=True),
+    *_WITHOUT_BIAS,
+)
+# What a call costs at least: torch's own attention, on tensors laid out as it likes them, with nothing to mask.
+SDPA_NO_MASK = Variant(
+    "SDPA, no mask", _sdpa_no_mask, computes="full attention, no bias", into=_heads_first, back=_heads_first
 )
 
 

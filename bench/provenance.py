@@ -18,6 +18,7 @@ TELLING_FLAGS = re.compile(
     r"avx2|fma|f16c|avx512f|avx512vl|avx512_(bf16|fp16|vnni)|avx_vnni|amx_\w+|asimd|sve\d?|i8mm|bf16"
 )
 ALLOCATOR_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "LD_PRELOAD")
+PEERS = ("local-attention", "natten", "flash-attn")
 SUFFIXES = (".py", ".cpp", ".cu", ".h")
 
 
@@ -124,5 +125,6 @@ def collect(device: str) -> dict:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "numpy": _version("numpy"),
+        "peers": {name: version for name in PEERS if (version := _version(name))},
         "allocator": {name: Path(os.environ[name]).name for name in ALLOCATOR_VARIABLES if name in os.environ},
     }

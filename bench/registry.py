@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 import sinmdm.kernels as ops
+from sinmdm.presets import PRESETS
 
-from . import peers
+from . import job, peers
 from .case import Build, Case, Function, Inputs, Op, Variant
 
 # Ten Philox rounds of 2 wide products and 4 xors for four normals, and for each normal half a Box-Muller pair
@@ -67,10 +68,12 @@ def attention_case(
     D: int = 64,
     dtype: str = "float32",
     backward: bool = False,
+    others: tuple[Variant, ...] = peers.WINDOW_ATTENTION,
     devices: tuple[str, ...] = ("cpu",),
     quick: bool = False,
 ) -> Case:
-    """A case of window_attention with a learned bias, `w` frames each side.
+    """A case of window_attention with a learned bias, `w` frames each side. H and D are in its name where they are not
+    the usual 8 and 64.
 
     Forward: q, k, v read, out and lse written; two products of 2 D operations a visible pair.
     Backward: q, k, v, out, grad_out and lse read, dq, dk, dv written; five products.
@@ -78,12 +81,13 @@ def attention_case(
     passes = "fwdbwd" if backward else "fwd"
     tensor = B * T * H * D * (2 if dtype == "bfloat16" else 4)
     lse = 4 * B * T * H
+    unusual = (f"-H{H}" if H != 8 else "") + (f"-D{D}" if D != 64 else "")
     return Case(
-        f"window_attention-{passes}-B{B}-T{T}-w{w}-{SHORT[dtype]}",
+        f"window_attention-{passes}-B{B}-T{T}-w{w}{unusual}-{SHORT[dtype]}",
         WINDOW_ATTENTION,
         {"B": B, "T": T, "H": H, "D": D, "w": w},
         dtype,
-        peers.WINDOW_ATTENTION,
+        others,
         bytes_moved=4 * tensor + lse + backward * (8 * tensor + lse),
         operations=(14 if backward else 4) * D * B * H * _visible_pairs(T, w),
         backward=backward,
@@ -293,22 +297,43 @@ def state_case(op: str, B: int, T: int, *, C: int = 174, quick: bool = False) ->
     )
 
 
-# The main job (a training step of the `small` preset, a denoising step of the sampler) goes here: an `Op` whose
-# `exact` is the step in float64, with the plain PyTorch network as first peer.
-MAIN_JOB: tuple[Case, ...] = ()
+def attention_of(preset: str) -> Case:
+    """The attention of one layer in a preset's training step, forward and backward; report.py takes its share of it."""
+    settings = PRESETS[preset]
+    return attention_case(
+        settings.crop,
+        settings.window,
+        B=settings.batch_size,
+        H=settings.heads,
+        D=settings.d_model // settings.heads,
+        backward=True,
+        others=SHORT_LIST,
+    )
+
+
+SHORT_LIST = peers.WINDOW_ATTENTION_SHORT
+MAIN_JOB: tuple[Case, ...] = tuple(job.training_case(preset) for preset in ("small", "paper"))
 
 CASES: tuple[Case, ...] = (
+    # What a call costs where there is next to nothing to compute.
+    attention_case(64, others=(*SHORT_LIST, peers.SDPA_NO_MASK), quick=True),
     # T grows at a fixed window: everything but the dense mask should grow linearly.
-    *(attention_case(T, quick=T == 256) for T in (256, 1024, 4096)),
-    *(attention_case(T, backward=True, quick=T == 256) for T in (256, 1024, 4096)),
-    # The window grows at a fixed T.
-    *(attention_case(4096, w) for w in (64, 256)),
-    *(attention_case(1024, dtype="bfloat16", backward=backward) for backward in (False, True)),
+    *(attention_case(T, quick=T == 256) for T in (256, 1024, 4096, 16384, 65536)),
+    *(attention_case(T, backward=True, quick=T == 256) for T in (256, 1024, 4096, 16384, 65536)),
+    # The window grows.
+    *(attention_case(4096, w, others=SHORT_LIST) for w in (4, 64, 256)),
+    *(attention_case(8192, w, others=SHORT_LIST) for w in (512, 1024)),
+    *(attention_case(T, w, backward=True, others=SHORT_LIST) for T, w in ((4096, 64), (4096, 256), (8192, 512))),
+    # Other head sizes, a batch, a half type.
+    *(attention_case(4096, D=D, backward=b, others=SHORT_LIST) for D in (32, 128) for b in (False, True)),
+    *(attention_case(1024, B=8, backward=b, others=SHORT_LIST) for b in (False, True)),
+    *(attention_case(4096, dtype="bfloat16", backward=b, others=SHORT_LIST) for b in (False, True)),
+    *(attention_of(preset) for preset in ("small", "paper")),
     # A GPU: batches that fill it.
     *(
-        attention_case(T, B=8, dtype="bfloat16", backward=backward, devices=("cuda",))
+        attention_case(T, w, B=B, dtype="bfloat16", backward=backward, devices=("cuda",))
         for backward in (False, True)
-        for T in (1024, 4096, 16384)
+        for B, T, w in ((8, 1024, 16), (8, 4096, 16), (4, 16384, 16), (4, 16384, 128))
     ),
     qna_case(10, 200, quick=True),  # ten samples of 200 frames in the sampler
     qna_case(64, 648),  # a published training batch
@@ -326,9 +351,10 @@ def variants(case: Case, device: str) -> tuple[Variant, ...]:
     """The case's peers and every backend of ours for this kind of device, ours first, fastest first."""
     elsewhere = {"cpu": ("cuda", "triton"), "cuda": ("cpu",)}[device]
     table = ops.implementations()
-    have = table.get(case.op.name, ())
-    if case.backward:
-        have = tuple(name for name in have if name in table.get(f"{case.op.name}_backward", have))
+    op = case.op.backends_of or case.op.name
+    have = table.get(op, ())
+    if case.backward or case.op.backends_of:
+        have = tuple(name for name in have if name in table.get(f"{op}_backward", have))
     return (*(case.op.ours(name) for name in have if name not in elsewhere), *case.peers)
 
 

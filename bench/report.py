@@ -4,8 +4,9 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from . import provenance, registry
+from . import peers, provenance, registry
 from .case import Case
 from .floor import Floor
 from .timing import Result
@@ -38,6 +39,7 @@ def to_json(result: Result, floor: Floor) -> dict:
             {
                 "variant": row.variant,
                 "ours": row.ours,
+                "computes": row.computes,
                 "status": row.status,
                 "reason": row.reason,
                 "median_ms": milliseconds(row.median),
@@ -63,6 +65,7 @@ def document(cases: list[dict], floor: Floor, where: dict, settings: dict) -> di
             "products_gflop_per_s": {name: round(rate / 1e9, 1) for name, rate in floor.products.items()},
         },
         "cases": cases,
+        "summary": summary(cases),
     }
 
 
@@ -108,6 +111,11 @@ def _sizes(case: dict) -> str:
     return ", ".join(f"{name} {size}" for name, size in case["shape"].items())
 
 
+def _other(row: dict) -> str:
+    """What a row's variant computes instead of the op; "" where it computes the op."""
+    return row.get("computes", "")
+
+
 def case_text(case: dict) -> str:
     """The table of one case."""
     floor = case["floor_ms"]
@@ -132,10 +140,12 @@ def case_text(case: dict) -> str:
             continue
         median = row["median_ms"]
         speed = f"{baseline / median:.2f}" if baseline else ""
-        error = f"{max(row['errors'].values()):.1e}" if row["errors"] else "law"
+        error = f"{max(row['errors'].values()):.1e}" if row["errors"] else "-" if _other(row) else "law"
+        remark = f"  computes another function: {_other(row)}" if _other(row) else ""
         lines.append(
             f"  {row['variant']:28}{_number(median):>10}{_number(row['p20_ms']):>9}{_number(row['p80_ms']):>9}"
             f"{row['samples']:>9}{speed:>12}{_number(median / floor):>9}{_number(row['extra_mb']):>10}{error:>9}"
+            f"{remark}"
         )
     return "\n".join(lines)
 
@@ -156,6 +166,113 @@ def head_text(content: dict) -> str:
     )
 
 
+# Summary: what the rows say about one another
+
+
+def _timed(case: dict | None) -> list[dict]:
+    return [row for row in case["rows"] if row["median_ms"] is not None] if case else []
+
+
+def _best(case: dict | None) -> dict | None:
+    """The fastest of our rows."""
+    return min((row for row in _timed(case) if row["ours"]), key=lambda row: row["median_ms"], default=None)
+
+
+def _against_everybody(case: dict | None) -> list[str]:
+    """How a case of ours stands to each of its peers and to its floor."""
+    ours = _best(case)
+    if case is None or ours is None:
+        return []
+    ratios = []
+    for row in _timed(case):
+        if not row["ours"]:
+            remark = f" ({_other(row)})" if _other(row) else ""
+            ratios.append(f"{row['variant']}{remark} {_number(row['median_ms'] / ours['median_ms'])}")
+    if not ratios:
+        return []
+    return [
+        f"`{case['name']}`, {ours['variant']}, {_number(ours['median_ms'])} ms: times faster than {'; '.join(ratios)}; "
+        f"{_number(ours['median_ms'] / case['floor_ms'])} times the floor"
+    ]
+
+
+def _growth(short: dict | None, long: dict | None) -> list[str]:
+    """Time and memory a frame of a long sequence against a short one, for each of our backends."""
+    lines = []
+    for row in _timed(long):
+        before = next((x for x in _timed(short) if x["variant"] == row["variant"] and row["ours"]), None)
+        if before is None or short is None or long is None:
+            continue
+        figures = []
+        for key, unit in (("median_ms", "ms"), ("extra_mb", "MB extra")):
+            if row[key] is not None and before[key]:
+                now, then = (1e3 * x[key] / c["shape"]["T"] for x, c in ((row, long), (before, short)))
+                figures.append(f"{_number(now)} {unit} ({now / then:.2f} times as much)")
+        lines.append(
+            f"{row['variant']}, {'forward + backward' if long['backward'] else 'forward'}, 1000 frames of "
+            f"T {long['shape']['T']} against T {short['shape']['T']}: {', '.join(figures)}"
+        )
+    return lines
+
+
+def _half_against_float(half: dict | None, whole: dict | None) -> list[str]:
+    lines = []
+    for row in _timed(half):
+        other = next((x for x in _timed(whole) if x["variant"] == row["variant"] and row["ours"]), None)
+        if other is not None and half is not None:
+            ratio = _number(row["median_ms"] / other["median_ms"])
+            lines.append(f"{row['variant']}, `{half['name']}`: {ratio} times float32's time")
+    return lines
+
+
+def _call_overhead(case: dict | None) -> list[str]:
+    plain = next((row for row in _timed(case) if row["variant"] == peers.SDPA_NO_MASK.name), None)
+    if case is None or plain is None:
+        return []
+    return [
+        f"call overhead, `{case['name']}`: {row['variant']} {_number(1e3 * row['median_ms'])} µs, "
+        f"{_number(row['median_ms'] / plain['median_ms'])} times SDPA without a mask"
+        for row in _timed(case)
+        if row["ours"]
+    ]
+
+
+def _attention_share(step: dict, layer: dict | None) -> list[str]:
+    """The attention's share in a training step: its own row at one layer's shape, times the layers."""
+    lines = []
+    for row in _timed(step):
+        alone = next((x for x in _timed(layer) if x["variant"] == row["variant"]), None)
+        share = ""
+        if alone is not None:
+            total = step["shape"]["layers"] * alone["median_ms"]
+            share = f", of it attention {_number(total)} ms ({100 * total / row['median_ms']:.1f} %)"
+        lines.append(f"`{step['name']}` with {row['variant']}: {_number(row['median_ms'])} ms{share}")
+    return lines
+
+
+def summary(cases: list[dict]) -> list[str]:
+    """The figures that need more than one row, a line each; those whose rows were not measured are left out."""
+    named = {case["name"]: case for case in cases if case["status"] == "ok"}
+
+    def find(*sizes: int, **options: Any) -> dict | None:
+        return named.get(registry.attention_case(*sizes, **options).name)
+
+    lines = []
+    for T, w, backward in ((4096, 16, False), (4096, 16, True), (8192, 512, False), (8192, 512, True)):
+        lines += _against_everybody(find(T, w, backward=backward))
+    for backward in (False, True):
+        lines += _growth(find(4096, backward=backward), find(65536, backward=backward))
+    for backward in (False, True):
+        half = find(4096, dtype="bfloat16", backward=backward)
+        lines += _half_against_float(half, find(4096, backward=backward))
+    lines += _call_overhead(find(64))
+    for case in named.values():
+        if case["op"] == "training_step":
+            layer = registry.attention_of(case["name"].split("-")[1]).name
+            lines += _attention_share(case, named.get(layer))
+    return lines
+
+
 # Plot
 
 
@@ -167,11 +284,15 @@ def plot(cases: list[dict], path: Path) -> str | None:
         ("window_attention, forward + backward", "T", lambda c: c["backward"] and c["shape"]["w"] == 16),
         ("window_attention, forward, T 4096", "w", lambda c: not c["backward"] and c["shape"]["T"] == 4096),
     ):
-        dtype = "bfloat16" if any(c["name"].endswith("bf16") and c["shape"].get("B") == 8 for c in cases) else "float32"
+        on_gpu = any(c["dtype"] == "bfloat16" and c["shape"].get("B", 1) > 1 for c in cases)
+        usual = {"dtype": "bfloat16" if on_gpu else "float32", "B": 8 if on_gpu else 1, "H": 8, "D": 64}
         points = [
             c
             for c in cases
-            if c["op"] == "window_attention" and c["status"] == "ok" and c["dtype"] == dtype and keep(c)
+            if c["op"] == "window_attention"
+            and c["status"] == "ok"
+            and {"dtype": c["dtype"]} | {name: c["shape"][name] for name in "BHD"} == usual
+            and keep(c)
         ]
         points.sort(key=lambda c: c["shape"][axis])
         if len(points) >= 2:
@@ -187,6 +308,13 @@ def plot(cases: list[dict], path: Path) -> str | None:
 
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False, layout="constrained")
     names = list(dict.fromkeys(row["variant"] for _, _, points in panels for c in points for row in c["rows"]))
+    remarks = {
+        row["variant"]: f" ({_other(row)})"
+        for _, _, points in panels
+        for c in points
+        for row in c["rows"]
+        if _other(row)
+    }
     for plotted, (title, axis, points) in zip(axes[0], panels, strict=True):
         for index, name in enumerate(names):
             line = [
@@ -202,7 +330,7 @@ def plot(cases: list[dict], path: Path) -> str | None:
                     marker="o" if ours else ".",
                     linewidth=2.2 if ours else 1.2,
                     color=f"C{index}",
-                    label=name,
+                    label=name + remarks.get(name, ""),
                 )
         sizes = [c["shape"][axis] for c in points]
         plotted.plot(sizes, [c["floor_ms"] for c in points], "k:", label="floor")
@@ -228,22 +356,23 @@ def plot(cases: list[dict], path: Path) -> str | None:
 
 def _markdown_row(case: Case, measured: dict | None, stale: bool) -> str:
     if measured is None:
-        return f"| `{case.name}` | not measured | | | | | |"
+        return f"| `{case.name}` | not measured | | | | | | |"
     name = f"`{case.name}`" + (" (stale)" if stale else "")
     if measured["status"] == "FAILED":
-        return f"| {name} | FAILED | | | | | |"
-    timed = [row for row in measured["rows"] if row["median_ms"] is not None]
+        return f"| {name} | FAILED | | | | | | |"
+    timed = _timed(measured)
     ours = next((row for row in timed if row["ours"]), None)
     baseline = next((row for row in timed if row["variant"] == measured["baseline"]), None)
     others = sorted((row for row in timed if not row["ours"]), key=lambda row: row["median_ms"])
+    same, unlike = ([row for row in others if bool(_other(row)) == wanted] for wanted in (False, True))
     if ours is None:
-        return f"| `{case.name}` | not measured | | | | | |"
+        return f"| `{case.name}` | not measured | | | | | | |"
     time = f"{_number(ours['median_ms'])} ({ours['variant'].removeprefix('sinmdm ')})"
     usual = f"{_number(baseline['median_ms'])} ({baseline['variant']})" if baseline else ""
-    best = f"{_number(others[0]['median_ms'])} ({others[0]['variant']})" if others else ""
-    gains = [f"{_number(row['median_ms'] / ours['median_ms'])}" for row in (baseline, *others[:1]) if row]
+    best, biasless = (f"{_number(x[0]['median_ms'])} ({x[0]['variant']})" if x else "" for x in (same, unlike))
+    gains = [f"{_number(x[0]['median_ms'] / ours['median_ms'])}" for x in ([baseline], same, unlike) if x and x[0]]
     return (
-        f"| {name} | {time} | {usual} | {best} | {' / '.join(gains)} | {_number(measured['floor_ms'])} |"
+        f"| {name} | {time} | {usual} | {best} | {biasless} | {' / '.join(gains)} | {_number(measured['floor_ms'])} |"
         f" {_number(ours['median_ms'] / measured['floor_ms'])} |"
     )
 
@@ -262,11 +391,12 @@ def markdown(contents: list[dict], today: str | None = None) -> str:
             lines.append("**Stale: the kernels have changed since; run `python -m bench`.**")
         lines += [
             "",
-            "| case | sinmdm, ms (backend) | torch's own way, ms | fastest peer, ms | times faster than each "
-            "| floor, ms | times the floor |",
-            "|---|---|---|---|---|---|---|",
+            "| case | sinmdm, ms (backend) | torch's own way, ms | fastest peer, ms | fastest without bias, ms "
+            "| times faster than each | floor, ms | times the floor |",
+            "|---|---|---|---|---|---|---|---|",
             *(_markdown_row(case, measured.get(case.name), stale) for case in registry.CASES if device in case.devices),
         ]
+        lines += ["", *(f"- {line}" for line in summary(content["cases"]))] if content else []
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

@@ -32,7 +32,7 @@ SLOW = 0.1  # seconds
 MOST_REPEATS = 100  # of one variant in one round
 SWEPT_BYTES = 256 * 2**20  # more than any second-level cache
 
-Call = Callable[[], tuple[Tensor, ...]]
+Call = Callable[[], tuple[Tensor | None, ...]]
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Row:
 
     variant: str
     ours: bool = False
+    computes: str = ""
     status: str = "ok"
     reason: str = ""
     errors: dict[str, float] = field(default_factory=dict)
@@ -70,16 +71,15 @@ def make_inputs(case: Case, device: str) -> Inputs:
 
 
 def prepare(case: Case, variant: Variant, inputs: Inputs) -> Call:
-    """The variant's set-up, done; the returned function is what the clock sees: (out, *gradients)."""
+    """The variant's set-up, done; the returned function is what the clock sees: (out, *gradients).
+
+    A forward case's inputs need no gradient, so that no graph is made; `run` also has the clock under no_grad.
+    """
     own = {name: variant.into(case, name, tensor) for name, tensor in inputs.items()}
     if not case.backward:
         function = variant.build(case, own)
 
-        def forward() -> tuple[Tensor, ...]:
-            with torch.no_grad():
-                return (function(own),)
-
-        return forward
+        return lambda: (function(own),)
 
     leaves = [own[name].detach().requires_grad_() for name in case.op.differentiable]
     own |= dict(zip(case.op.differentiable, leaves, strict=True))
@@ -87,7 +87,9 @@ def prepare(case: Case, variant: Variant, inputs: Inputs) -> Call:
 
     def forward_backward() -> tuple[Tensor, ...]:
         out = function(own)
-        return (out.detach(), *torch.autograd.grad(out, leaves, own["grad_out"]))
+        # What computes something else may do without an input (a bias), and then has no gradient for it.
+        gradients = torch.autograd.grad(out, leaves, own["grad_out"], allow_unused=bool(variant.computes))
+        return (out.detach(), *gradients)
 
     return forward_backward
 
@@ -95,7 +97,7 @@ def prepare(case: Case, variant: Variant, inputs: Inputs) -> Call:
 def exact_outputs(case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
     """(out, *gradients) in float64."""
     doubled = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
-    return prepare(case, Variant("exact", case.op.exact), doubled)()
+    return tuple(x for x in prepare(case, Variant("exact", case.op.exact), doubled)() if x is not None)
 
 
 def relative_error(result: Tensor, exact: Tensor) -> float:
@@ -105,6 +107,18 @@ def relative_error(result: Tensor, exact: Tensor) -> float:
     norm = float(exact.norm())
     error = float((result.double() - exact).norm()) / (norm or 1.0)
     return error if math.isfinite(error) else math.inf
+
+
+def implausible(results: dict[str, Tensor | None], exact: dict[str, Tensor]) -> str | None:
+    """What is wrong on the face of the results of something that computes another function; None where nothing is."""
+    for name, x in results.items():
+        if x is None and name != "out":
+            continue
+        if x is None or x.shape != exact[name].shape:
+            return f"{name} has another shape"
+        if not bool(x.isfinite().all()):
+            return f"{name} is not finite"
+    return None
 
 
 def half_the_digits(dtype: torch.dtype) -> float:
@@ -142,12 +156,13 @@ def gate(case: Case, variants: tuple[Variant, ...], inputs: Inputs, device: str)
 
     Errors are relative Frobenius ones against float64. Everybody must be right to half of the dtype's digits; ours
     must moreover be within 1.5 times the error of plain PyTorch in that dtype (our reference or the baseline, whichever
-    is worse) plus 1e-7. Noise that is not ours is held to the moments of a standard normal instead.
+    is worse) plus 1e-7. Noise that is not ours is held to the moments of a standard normal instead, and what computes
+    another function to its shape and to being finite.
     """
-    exact = exact_outputs(case, inputs)
+    exact = dict(zip(case.outputs, exact_outputs(case, inputs), strict=True))
     rows, calls = [], {}
     for variant in variants:
-        row = Row(variant.name, variant.ours)
+        row = Row(variant.name, variant.ours, variant.computes)
         rows.append(row)
         reason = variant.declines(case, device)
         if reason is not None:
@@ -164,18 +179,27 @@ def gate(case: Case, variants: tuple[Variant, ...], inputs: Inputs, device: str)
             row.status = "FAILED" if variant.ours else "unavailable"
             row.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
-        results = tuple(variant.back(case, name, x) for name, x in zip(case.outputs, results, strict=True))
-        if variant.draws_own_noise:
+        named = {
+            name: None if x is None else variant.back(case, name, x)
+            for name, x in zip(case.outputs, results, strict=True)
+        }
+        if variant.computes:
+            complaint = implausible(named, exact)
+            if complaint:
+                row.status, row.reason = "FAILED", complaint
+        elif variant.draws_own_noise:
             if case.op.normals_of is None:
                 raise ValueError(f"{variant.name} draws its own noise, but {case.op.name} has no normals_of")
-            right_shape = results[0].shape == exact[0].shape
-            complaint = law_error(case.op.normals_of(case, inputs, results[0])) if right_shape else "its shape is wrong"
+            right_shape = named["out"].shape == exact["out"].shape
+            complaint = (
+                law_error(case.op.normals_of(case, inputs, named["out"])) if right_shape else "its shape is wrong"
+            )
             if complaint:
                 row.status, row.reason = "FAILED", complaint
         else:
-            row.errors = {name: relative_error(x, y) for name, x, y in zip(case.outputs, results, exact, strict=True)}
+            row.errors = {name: relative_error(x, exact[name]) for name, x in named.items()}
         calls[variant.name] = call
-        del results
+        del results, named
     plain = [row.errors for row in rows if row.variant in ("sinmdm reference", case.baseline) and row.errors]
     yardstick = {name: max(errors[name] for errors in plain) for name in case.outputs} if plain else {}
     for row, variant in zip(rows, variants, strict=True):
@@ -278,12 +302,13 @@ def run(case: Case, variants: tuple[Variant, ...], device: str, budget: float) -
     """Gate a case and, where everybody is right, time it."""
     torch._dynamo.reset()  # each case compiles for its own sizes
     inputs = make_inputs(case, device)
-    rows, calls = gate(case, variants, inputs, device)
-    result = Result(case, rows)
-    if not result.ok:
-        return result
-    memory = {name: extra_bytes(call, device) for name, call in calls.items()}
-    samples = interleave(calls, device, budget)
+    with torch.set_grad_enabled(case.backward):
+        rows, calls = gate(case, variants, inputs, device)
+        result = Result(case, rows)
+        if not result.ok:
+            return result
+        memory = {name: extra_bytes(call, device) for name, call in calls.items()}
+        samples = interleave(calls, device, budget)
     for row in rows:
         if row.variant in samples:
             p20, median, p80 = np.percentile(samples[row.variant], [20, 50, 80]).tolist()

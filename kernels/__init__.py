@@ -7,6 +7,7 @@ reference; `backends()` says which faster implementations this machine has.
 if __name__ == "kernels":
     raise ImportError("import this package as 'sinmdm.kernels' (the checkout's folder is on sys.path)")
 
+from . import dialects as dialects  # a namespace of its own: its functions have other libraries' names
 from ._dispatch import BackendError, backends, extension, implementations
 from .denoise_step import denoise_step
 from .philox import philox_normal

@@ -1,6 +1,8 @@
 """Which implementation takes a call: the registry of backends and the one place that chooses between them."""
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,10 @@ import torch
 from . import _native
 from ._native import BackendError
 
-BACKENDS = ("cuda", "triton", "cpu", "reference")  # fastest first: the order in which a default is looked for
+BACKENDS = ("cuda", "triton", "cpu", "reference")  # fastest first
+# Where a default is looked for, by the tensors' device. Interpreted Triton would take CPU tensors, too: nobody wants that
+# unless asked for.
+DEFAULTS = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 ENVIRONMENT_VARIABLE = "SINMDM_BACKEND"
 
 
@@ -35,12 +40,28 @@ def body(op: str, backend: str) -> Callable[..., Any]:
     return _IMPLEMENTATIONS[op][backend].body
 
 
+def _interpreting() -> bool:
+    """Whether Triton interprets its kernels, and so takes CPU tensors: slowly, for the tests. Its own variable."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def _has_triton() -> bool:
+    """Whether Triton can be imported, found without importing it."""
+    if "triton" in sys.modules:
+        return sys.modules["triton"] is not None
+    return importlib.util.find_spec("triton") is not None
+
+
 def machine_lacks(backend: str) -> str | None:
     """Why this machine cannot run `backend`, or None where it can."""
     if backend == "cpu":
         return None if _native.load() else f"the native extension is not available ({_native.why_not()})"
     if backend == "triton" and not any("triton" in table for table in _IMPLEMENTATIONS.values()):
         return "no op of this version has a Triton kernel"
+    if backend == "triton" and not _has_triton():
+        return "Triton is not installed"
+    if backend == "triton" and _interpreting():
+        return None
     if backend in ("cuda", "triton") and not torch.cuda.is_available():
         return "torch sees no CUDA device"
     if backend == "cuda" and not (_native.load() and _native.has_cuda()):
@@ -56,23 +77,29 @@ def _declines(op: str, backend: str, device_type: str, dtype: str) -> str | None
         return f"{op} has no such implementation (it has: {have})"
     if dtype not in implementation.dtypes:
         return f"it takes {', '.join(implementation.dtypes)}, not {dtype}"
-    device = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}.get(backend, device_type)
-    if device_type != device:
-        return f"the tensors are on {device_type}, it takes {device}"
+    devices = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda", "cpu") if _interpreting() else ("cuda",)}
+    if device_type not in devices.get(backend, (device_type,)):
+        return f"the tensors are on {device_type}, it takes {' or '.join(devices[backend])}"
     return machine_lacks(backend)
 
 
-@torch.compiler.assume_constant_result
 def _choose(op: str, requested: str | None, device_type: str, dtype: str) -> str:
     requested = requested or os.environ.get(ENVIRONMENT_VARIABLE) or None
     if requested is None:
-        return next(name for name in BACKENDS if _declines(op, name, device_type, dtype) is None)
+        table = _IMPLEMENTATIONS[op]
+        usable = (name for name in DEFAULTS.get(device_type, ("reference",)) if name in table)
+        return next(name for name in usable if _declines(op, name, device_type, dtype) is None)
     if requested not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(sorted(BACKENDS))}, got {requested!r}")
     reason = _declines(op, requested, device_type, dtype)
     if reason is not None:
         raise BackendError(f"backend {requested!r} cannot take this call of {op}: {reason}")
     return requested
+
+
+# What torch.compiler.assume_constant_result sets: a compiled graph holds the choice. Calling that would import the
+# compiler, and Triton with it, in every program that imports this package.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose(op: str, requested: str | None, tensor: torch.Tensor) -> str:

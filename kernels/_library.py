@@ -13,6 +13,22 @@ def native(name: str) -> Callable[..., Any]:
     return getattr(torch.ops.sinmdm, name).default
 
 
+def is_plain_call(*tensors: torch.Tensor | None) -> bool:
+    """Whether these arguments need nothing of the dispatcher, so that an op's body may be called at once.
+
+    The dispatcher is for gradients, tracing, modes, transforms and tensor subclasses; walking through its Python half
+    costs more than the arithmetic of a small call.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    given = [x for x in tensors if x is not None]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+        return False
+    return all(type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type in ("cpu", "cuda") for x in given)
+
+
 def note_write(out: torch.Tensor) -> None:
     """Tell autograd that `out` was written in place, so that a graph which still needs its old values says so."""
     if not out.is_inference():

@@ -109,6 +109,8 @@ def load() -> bool:
 
     Raises: ValueError where SINMDM_NATIVE is none of its values; BackendError where it is 1 and there is no extension.
     """
+    if _state.get("how") is not None:
+        return True
     mode = os.environ.get("SINMDM_NATIVE", "auto")
     if mode not in MODES:
         raise ValueError(f"SINMDM_NATIVE must be one of {', '.join(MODES)}, got {mode!r}")

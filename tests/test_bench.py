@@ -16,9 +16,10 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # bench is not installed: it is run from the checkout
 
 from bench import __main__ as command  # noqa: E402
-from bench import floor, peers, provenance, registry, report, timing  # noqa: E402
+from bench import floor, job, peers, provenance, registry, report, timing  # noqa: E402
 from bench.case import Case, Variant  # noqa: E402
 from sinmdm.kernels._dispatch import implementations  # noqa: E402
+from sinmdm.presets import PRESETS  # noqa: E402
 
 FLOOR = floor.Floor(copy=1e10, products={"x @ y, float32": 1e11, "linear, bfloat16": 2e11})
 
@@ -68,6 +69,34 @@ def test_rows_are_well_formed() -> None:
 def test_visible_pairs_are_counted(frames: int, window: int) -> None:
     counted = sum(abs(i - j) <= window for i in range(frames) for j in range(frames))
     assert registry._visible_pairs(frames, window) == counted
+
+
+@pytest.mark.parametrize(("frames", "window"), [(64, 16), (700, 16), (1024, 300), (640, 127), (640, 128), (129, 0)])
+def test_blocks_of_a_band_are_those_of_the_mask(frames: int, window: int) -> None:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    whole = create_block_mask(
+        lambda batch, head, query, key: (key - query).abs() <= window, None, None, frames, frames, device="cpu"
+    )
+    ours = peers.band_blocks(frames, window, window, peers.FLEX_BLOCK, torch.device("cpu"))
+    theirs = (whole.kv_num_blocks, whole.kv_indices, whole.full_kv_num_blocks, whole.full_kv_indices)
+    for numbers, indices in ((0, 1), (2, 3)):
+        assert torch.equal(ours[numbers], theirs[numbers])
+        for mine, other, count in zip(
+            ours[indices].flatten(0, 2), theirs[indices].flatten(0, 2), ours[numbers].flatten(), strict=True
+        ):
+            assert set(mine[:count].tolist()) == set(other[:count].tolist())
+
+
+def test_local_attention_is_ours_without_a_bias() -> None:
+    # With blocks that divide T, its exact window is our window: what is quoted is the time of the same work.
+    pytest.importorskip("local_attention")
+    case = registry.attention_case(48, 4)
+    inputs = timing.make_inputs(case, "cpu")
+    local = next(variant for variant in case.peers if variant.name == "local-attention")
+    (theirs,) = timing.prepare(case, local, inputs)()
+    (ours,) = timing.exact_outputs(case, inputs | {"rel_bias": torch.zeros(8, 9)})
+    assert timing.relative_error(local.back(case, "out", theirs), ours) < timing.half_the_digits(torch.float32)
 
 
 def test_selection() -> None:
@@ -124,6 +153,32 @@ def test_ours_is_held_to_the_error_of_plain_pytorch() -> None:
         variant = dataclasses.replace(slightly_wrong, ours=ours)
         rows, _ = timing.gate(case, (reference, case.peers[0], variant), inputs, "cpu")
         assert rows[2].status == status
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_another_function_is_timed_but_not_compared(backward: bool) -> None:
+    case = registry.attention_case(20, 4, backward=backward)
+    # Leaves the bias out, as local-attention does, and so has no gradient for it.
+    other = Variant("mean of v", lambda case, inputs: lambda inputs: inputs["v"] + inputs["q"] * 0 + inputs["k"] * 0)
+    result = timing.run(case, (case.peers[0], dataclasses.replace(other, computes="a sum")), "cpu", 0.01)
+    assert [row.status for row in result.rows] == ["ok", "ok"]
+    assert result.rows[1].median is not None
+    assert result.rows[1].errors == {}
+    assert "computes another function: a sum" in report.case_text(report.to_json(result, FLOOR))
+    if not backward:
+        assert not timing.run(case, (case.peers[0], other), "cpu", 0.01).ok, "the same without the flag"
+
+
+@pytest.mark.parametrize(
+    ("result", "complaint"), [(lambda q: q * torch.nan, "out is not finite"), (lambda q: q[:, 1:], "another shape")]
+)
+def test_another_function_must_be_plausible(result, complaint: str) -> None:  # type: ignore[no-untyped-def]
+    case = registry.attention_case(20, 4)
+    wrong = Variant("wrong", lambda case, inputs: lambda inputs: result(inputs["q"]), computes="nonsense")
+    rows, calls = timing.gate(case, (case.peers[0], wrong), timing.make_inputs(case, "cpu"), "cpu")
+    assert [row.status for row in rows] == ["ok", "FAILED"]
+    assert complaint in rows[1].reason
+    assert "wrong" not in calls
 
 
 def test_wrong_gradients_stop_the_clock() -> None:
@@ -240,6 +295,39 @@ def test_provenance_is_json_and_names_no_path(monkeypatch: pytest.MonkeyPatch) -
     assert collected["kernel_hash"] == provenance.kernel_hash()
 
 
+# The main job
+
+
+@pytest.fixture
+def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> str:
+    tiny = dataclasses.replace(
+        PRESETS["paper"], d_model=16, heads=2, layers=2, window=3, batch_size=3, crop=21, timesteps=10
+    )
+    monkeypatch.setitem(job.PRESETS, "tiny", tiny)
+    return "tiny"
+
+
+def test_training_step_is_gated_with_every_attention(tiny_preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(job.FORCED, raising=False)
+    case = job.training_case(tiny_preset)
+    rows, calls = timing.gate(case, registry.variants(case, "cpu"), timing.make_inputs(case, "cpu"), "cpu")
+    assert {row.variant: row.reason for row in rows if row.status == "FAILED"} == {}
+    assert {"sinmdm reference", "SDPA, dense mask"} <= set(calls)
+    assert job.FORCED not in os.environ
+    weights = [parameter for parameter in job._network(tiny_preset, job.FEATURES).parameters() if parameter.dim() == 2]
+    least = 6 * case.shape["B"] * sum(parameter.numel() for parameter in weights)
+    assert case.operations > least
+
+
+def test_training_step_forces_the_attention_alone(tiny_preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(job.FORCED, "nonsense")  # the user's own, which the noise of the step still obeys
+    case = job.training_case(tiny_preset)
+    call = timing.prepare(case, case.op.ours("reference"), timing.make_inputs(case, "cpu"))
+    with pytest.raises(ValueError, match="nonsense"):
+        call()
+    assert os.environ[job.FORCED] == "nonsense"
+
+
 # What is written
 
 
@@ -308,6 +396,67 @@ def test_readme_needs_its_markers(tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError, match="needs one line"):
         report.update_readme(readme, "table")
     assert readme.read_text() == text
+
+
+def measured(case: Case, milliseconds: dict[str, float], extra_mb: float = 1.0) -> dict:
+    """A case as if it had been measured."""
+    known = {variant.name: variant for variant in (*registry.variants(case, "cpu"), *case.peers)}
+    rows = [
+        timing.Row(
+            name, known[name].ours, known[name].computes, median=1e-3 * time, extra_bytes=int(1e6 * extra_mb), samples=3
+        )
+        for name, time in milliseconds.items()
+    ]
+    return report.to_json(timing.Result(case, rows), FLOOR)
+
+
+def find(name: str) -> Case:
+    return next(case for case in registry.CASES if case.name == name)
+
+
+def test_summary_relates_rows_to_one_another() -> None:
+    ours = "sinmdm reference"
+    layer = registry.attention_of("small")
+    step = next(case for case in registry.MAIN_JOB if "small" in case.name)
+    cases = [
+        measured(find("window_attention-fwd-B1-T64-w16-f32"), {ours: 0.03, "SDPA, no mask": 0.02}),
+        measured(
+            find("window_attention-fwd-B1-T4096-w16-f32"),
+            {ours: 2.0, "SDPA, dense mask": 200.0, "FlexAttention, compiled": 20.0, "local-attention": 10.0},
+        ),
+        measured(find("window_attention-fwd-B1-T65536-w16-f32"), {ours: 35.2}, 16.8),
+        measured(find("window_attention-fwd-B1-T4096-w16-bf16"), {ours: 1.8}),
+        measured(layer, {ours: 5.0}),
+        measured(step, {ours: 80.0, "SDPA, dense mask": 100.0}),
+    ]
+    lines = "\n".join(report.summary(cases))
+    assert (
+        "2 ms: times faster than SDPA, dense mask 100; FlexAttention, compiled 10; local-attention (no bias) 5;"
+        in lines
+    )
+    assert "T 65536 against T 4096: 0.537 ms (1.10 times as much), 0.256 MB extra (1.05 times as much)" in lines
+    assert "`window_attention-fwd-B1-T4096-w16-bf16`: 0.9 times float32's time" in lines
+    assert "sinmdm reference 30 µs, 1.5 times SDPA without a mask" in lines
+    assert f"with {ours}: 80 ms, of it attention 20 ms (25.0 %)" in lines
+    assert "with SDPA, dense mask: 100 ms" in lines
+    assert report.summary([]) == []
+    assert report.summary(cases[:1])
+
+
+def test_readme_keeps_another_function_apart() -> None:
+    name = "window_attention-fwd-B1-T4096-w16-f32"
+    case = measured(
+        find(name),
+        {"sinmdm reference": 2.0, "SDPA, dense mask": 200.0, "PyTorch, blocked": 20.0, "local-attention": 1.0},
+    )
+    content = report.document([case], FLOOR, provenance.collect("cpu"), {"case_set": "full"})
+    table = report.markdown([content])
+    (line,) = (line for line in table.splitlines() if line.startswith(f"| `{name}`"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:6] == [
+        "2 (reference)", "200 (SDPA, dense mask)", "20 (PyTorch, blocked)", "1 (local-attention)", "100 / 10 / 0.5",
+    ]  # fmt: skip
+    assert f"- `{name}`, sinmdm reference, 2 ms: times faster than" in table
 
 
 def test_plot(tmp_path: Path) -> None:

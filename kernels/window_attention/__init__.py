@@ -19,11 +19,12 @@ from .._checks import (
     signed_seed,
     window_pair,
 )
-from .._library import LIBRARY, native, no_second_derivative
+from .._library import LIBRARY, is_plain_call, native, no_second_derivative
 from .._window import BOUNDARIES
 from . import reference
 
-_OPTIONS = "int left, int right, float scale, str boundary, float dropout_p, int seed"
+_NATIVE_OPTIONS = "int left, int right, float scale, str boundary, float dropout_p, int seed"
+_OPTIONS = _NATIVE_OPTIONS.replace("int seed", "SymInt seed")  # a compiled graph may draw it anew in every call
 LIBRARY.define(
     f"window_attention(Tensor q, Tensor k, Tensor v, Tensor? rel_bias, Tensor? lengths, {_OPTIONS}, str backend)"
     " -> (Tensor out, Tensor lse)"
@@ -35,11 +36,11 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "window_attention_native(Tensor q, Tensor k, Tensor v, Tensor? rel_bias, Tensor? lengths,"
-    f" {_OPTIONS}) -> (Tensor, Tensor)"
+    f" {_NATIVE_OPTIONS}) -> (Tensor, Tensor)"
 )
 LIBRARY.define(
     "window_attention_backward_native(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v,"
-    f" Tensor? rel_bias, Tensor? lengths, Tensor out, Tensor lse, {_OPTIONS}, bool bias_grad)"
+    f" Tensor? rel_bias, Tensor? lengths, Tensor out, Tensor lse, {_NATIVE_OPTIONS}, bool bias_grad)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -234,8 +235,10 @@ def window_attention(  # type: ignore[misc]  # the overloads name only what the 
     scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
     if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
-    out, lse = torch.ops.sinmdm.window_attention(
+    arguments = (
         q, k, v, rel_bias, lengths, left, right, scale, boundary, float(dropout_p), signed_seed(seed or 0),
         _dispatch.choose("window_attention", backend, q),
     )  # fmt: skip
+    plain = is_plain_call(q, k, v, rel_bias, lengths)
+    out, lse = _forward(*arguments) if plain else torch.ops.sinmdm.window_attention(*arguments)
     return (out, lse) if return_lse else out

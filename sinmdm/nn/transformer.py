@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels import window_attention
+from .attention import WindowAttention
 
 MAX_PERIOD = 10_000.0
 
@@ -21,22 +21,6 @@ def timestep_embedding(timesteps: Tensor, size: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
-class WindowAttentionLayer(nn.Module):
-    """Multi-head `window_attention` between its projections: (B, T, d_model) to the same."""
-
-    def __init__(self, d_model: int, heads: int, window: int) -> None:
-        super().__init__()
-        self.heads, self.window = heads, window
-        self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.rel_bias = nn.Parameter(torch.zeros(heads, 2 * window + 1))
-        self.out = nn.Linear(d_model, d_model)
-
-    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        attended = window_attention(q, k, v, self.rel_bias, window=self.window, lengths=lengths)
-        return self.out(attended.flatten(2))
-
-
 class Block(nn.Module):
     """x + gate * Attention(modulate(LN x)), then the same with the MLP (adaLN-Zero: Peebles and Xie 2023, section 3.2).
 
@@ -46,7 +30,7 @@ class Block(nn.Module):
     def __init__(self, d_model: int, heads: int, window: int, mlp_ratio: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(d_model, elementwise_affine=False)
-        self.attention = WindowAttentionLayer(d_model, heads, window)
+        self.attention = WindowAttention(d_model, heads, window)
         self.norm2 = nn.LayerNorm(d_model, elementwise_affine=False)
         self.mlp = nn.Sequential(
             nn.Linear(d_model, mlp_ratio * d_model), nn.GELU(), nn.Linear(mlp_ratio * d_model, d_model)

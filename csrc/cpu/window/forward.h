@@ -56,7 +56,7 @@ SINMDM_TARGET void attend_strip(const Forward& p, const Tile& tile, int64_t i, i
     }
     const V<C> zero = high == kNever ? V<C>{} : high;  // what is subtracted: a query may see nothing at all
     const V<C> rescale = exp2_weight<C>(before - zero);
-    V<C> total = first ? V<C>{} : load<C>(sum) * rescale;
+    V<C> total{};
     for (int64_t r = 0; r < slots.size(); ++r) {
       V<C> weight = exp2_weight<C>(load<C>(s.scores + r * W + q * L) - zero);
       total += weight;
@@ -64,7 +64,7 @@ SINMDM_TARGET void attend_strip(const Forward& p, const Tile& tile, int64_t i, i
       store<C>(s.scores + r * W + q * L, weight);
     }
     store<C>(highest, high);
-    store<C>(sum, total);
+    store<C>(sum, first ? total : load<C>(sum) * rescale + total);
     store<C>(factor + q * L, rescale);
   }
   gather_rows<C, Q>(strip, s.scores, slots, s.values, segment.begin - first_key, first ? nullptr : factor, exact, s.out,

@@ -71,6 +71,9 @@ constexpr int kGroup = 4;  // queries, or keys, that share the registers of a ro
 // products with such a 0 would carry it to the rest of the group. Then the result is made again with `exact`: each query
 // by itself, with what it sees and in the same order, so that whoever does not see the row gets the bits of always.
 
+// Long sums are taken in runs, which are then added to one another: a single chain loses digits with every step.
+constexpr int64_t kRun = 128;
+
 // to[i] = factor[i] to[i] + sum_r weights[r][i] rows[r] for the G queries i from the lane that `weights` points at, in N
 // registers of a panel; a null `factor` means that `to` is not read.
 template <typename C, int W, int G, int N>
@@ -80,7 +83,7 @@ SINMDM_KERNEL void gather_tile(const C* weights, const C* rows, int64_t count, c
 #pragma GCC unroll 4
   for (int i = 0; i < G; ++i) {
 #pragma GCC unroll 4
-    for (int c = 0; c < N; ++c) sum[i][c] = factor == nullptr ? V<C>{} : load<C>(to + i * kPanel + c * L) * factor[i];
+    for (int c = 0; c < N; ++c) sum[i][c] = V<C>{};
   }
   for (int64_t r = 0; r < count; ++r) {
     V<C> row[N];
@@ -95,7 +98,10 @@ SINMDM_KERNEL void gather_tile(const C* weights, const C* rows, int64_t count, c
 #pragma GCC unroll 4
   for (int i = 0; i < G; ++i) {
 #pragma GCC unroll 4
-    for (int c = 0; c < N; ++c) store<C>(to + i * kPanel + c * L, sum[i][c]);
+    for (int c = 0; c < N; ++c) {
+      C* target = to + i * kPanel + c * L;
+      store<C>(target, factor == nullptr ? sum[i][c] : load<C>(target) * factor[i] + sum[i][c]);
+    }
   }
 }
 
@@ -120,6 +126,15 @@ template <typename C, int Q>
 SINMDM_TARGET void gather_rows(const Strip& strip, const C* weights, Range slots, Panels<C> rows, int64_t origin,
                                const C* factor, bool exact, Panels<C> to, int64_t first) {
   constexpr int64_t W = Q * kLanes<C>;
+  alignas(64) C ones[W];
+  if (slots.size() > kRun) {
+    for (C& one : ones) one = 1;
+    for (int64_t begin = slots.begin; begin < slots.end; begin += kRun, factor = ones) {
+      gather_rows<C, Q>(strip, weights + (begin - slots.begin) * W, {begin, std::min(begin + kRun, slots.end)}, rows,
+                        origin, factor, exact, to, first);
+    }
+    return;
+  }
   const int64_t group = exact ? 1 : kGroup;
   for (int64_t lane = 0; lane < strip.lanes; lane += group) {
     // The windows of later queries begin and end no earlier.
@@ -143,7 +158,7 @@ SINMDM_KERNEL void scatter_tile(const C* weights, const C* queries, int64_t lane
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int c = 0; c < N; ++c) sum[r][c] = load<C>(to + r * kPanel + c * L);
+    for (int c = 0; c < N; ++c) sum[r][c] = V<C>{};
   }
   for (int64_t i = 0; i < lanes; ++i) {
     V<C> query[N];
@@ -158,7 +173,10 @@ SINMDM_KERNEL void scatter_tile(const C* weights, const C* queries, int64_t lane
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int c = 0; c < N; ++c) store<C>(to + r * kPanel + c * L, sum[r][c]);
+    for (int c = 0; c < N; ++c) {
+      C* target = to + r * kPanel + c * L;
+      store<C>(target, load<C>(target) + sum[r][c]);
+    }
   }
 }
 
