@@ -26,24 +26,34 @@ namespace {
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLeastWork = 1 << 16;  // multiply-adds that are worth waking a thread for
 
+// The best set of instructions that this processor has, or the lesser one that SINMDM_CPU_ISA names.
 const Kernels& kernels() {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-  static const Kernels* const best = [] {
+  static const Kernels* const sets[] = {&kBaseline, &kAvx2, &kAvx512};
+  static const int best = [] {
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
-      return &kAvx512;
-    }
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &kAvx2 : &kBaseline;
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return avx512 ? 2 : avx2 ? 1 : 0;
   }();
-  // For tests and comparisons: a lower set than the machine's best.
-  const char* named = std::getenv("SINMDM_CPU_ISA");
-  if (named != nullptr && std::string(named) == kBaseline.name) return kBaseline;
-  if (named != nullptr && std::string(named) == kAvx2.name && best != &kBaseline) return kAvx2;
-  return *best;
+#ifdef SINMDM_AVX512_TARGET  // the wide tiles, compiled for narrower registers: to run them on any machine
+  constexpr int last = 2;
 #else
-  return kBaseline;
+  const int last = best;
 #endif
+#else
+  static const Kernels* const sets[] = {&kBaseline};
+  constexpr int best = 0, last = 0;
+#endif
+  const char* named = std::getenv("SINMDM_CPU_ISA");
+  if (named == nullptr || *named == '\0') return *sets[best];
+  std::string names;
+  for (int i = 0; i <= last; ++i) {
+    if (std::string(named) == sets[i]->name) return *sets[i];
+    names += (i == 0 ? "" : ", ") + std::string(sets[i]->name);
+  }
+  STD_TORCH_CHECK(false, "SINMDM_CPU_ISA must be one of ", names, " on this processor, got ", named);
 }
 
 Element element_of(const ts::Tensor& x) {
@@ -145,10 +155,11 @@ void with_problem(const ts::Tensor& q_any, const ts::Tensor& k_any, const ts::Te
   body(p);
 }
 
-void in_parallel(int64_t tasks, double work, void (*body)(const void*, int64_t, int64_t), const void* problem) {
-  if (tasks == 0) return;
-  const int64_t grain = std::max<int64_t>(1, static_cast<int64_t>(kLeastWork * tasks / std::max(work, 1.0)));
-  ts::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { body(problem, begin, end); });
+template <typename P>
+void in_parallel(const P& p, double work, void (*body)(const P&, int64_t, int64_t)) {
+  if (p.tasks() == 0) return;
+  const int64_t grain = std::max<int64_t>(1, static_cast<int64_t>(kLeastWork * p.tasks() / std::max(work, 1.0)));
+  ts::parallel_for(0, p.tasks(), grain, [&p, body](int64_t begin, int64_t end) { body(p, begin, end); });
 }
 
 template <typename P>
@@ -163,14 +174,10 @@ ScalarType computed_in(const ts::Tensor& q) {
 template <typename C>
 void run_forward(const ts::Tensor& q, const ts::Tensor& k, const ts::Tensor& v, const std::optional<ts::Tensor>& bias,
                  const std::optional<ts::Tensor>& lengths, const Options& options, ts::Tensor& out, ts::Tensor& lse) {
+  const Kernels& set = kernels();
   with_problem<C, Forward>(q, k, v, bias, lengths, options, [&](Forward& p) {
     p.out = rows_of(out), p.lse = lse.mutable_data_ptr();
-    in_parallel(
-        p.tasks(), 2 * pairs(p) * p.dim,
-        [](const void* problem, int64_t begin, int64_t end) {
-          kernels().forward(*static_cast<const Forward*>(problem), begin, end);
-        },
-        &p);
+    in_parallel(p, 2 * pairs(p) * p.dim, set.forward);
   });
 }
 
@@ -182,6 +189,7 @@ void run_backward(const ts::Tensor& grad_out_any, const std::optional<ts::Tensor
   const ts::Tensor grad_out = unit_stride(grad_out_any), out = unit_stride(out_any);
   const std::optional<ts::Tensor> dlse =
       grad_lse.has_value() ? std::optional<ts::Tensor>(ts::contiguous(*grad_lse)) : std::nullopt;
+  const Kernels& set = kernels();
   with_problem<C, Backward>(q, k, v, bias, lengths, options, [&](Backward& p) {
     p.grad_out = rows_of(grad_out), p.out = rows_of(out), p.lse = const_cast<void*>(lse.const_data_ptr());
     p.grad_lse = dlse.has_value() ? dlse->const_data_ptr() : nullptr;
@@ -189,12 +197,7 @@ void run_backward(const ts::Tensor& grad_out_any, const std::optional<ts::Tensor
     const int64_t columns = p.columns();
     std::vector<C> partial(dbias == nullptr ? 0 : p.batch * p.parts() * p.heads * columns);
     p.dbias = dbias == nullptr ? nullptr : partial.data();
-    in_parallel(
-        p.tasks(), 5 * pairs(p) * p.dim,
-        [](const void* problem, int64_t begin, int64_t end) {
-          kernels().backward(*static_cast<const Backward*>(problem), begin, end);
-        },
-        &p);
+    in_parallel(p, 5 * pairs(p) * p.dim, set.backward);
     if (dbias == nullptr) return;
     // The parts are added up in the order of the frames, whoever computed them. Columns that were cut off the window, of
     // offsets that no two frames are apart, keep their zeros.

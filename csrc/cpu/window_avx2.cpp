@@ -3,7 +3,7 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 // 16 registers of 32 bytes.
 #define SINMDM_ISA avx2
-#define SINMDM_TARGET __attribute__((target("avx2,fma,prfchw")))
+#define SINMDM_TARGET __attribute__((target("avx2,fma")))
 #define SINMDM_BYTES 32
 #define SINMDM_ROWS 12
 #define SINMDM_COLUMNS 2

@@ -4,7 +4,7 @@ namespace sinmdm::cpu::window::SINMDM_ISA {
 
 // Registers of queries in a strip. One for narrow windows: a strip of W queries computes W - 1 pairs a query that it
 // does not need. Two for wide ones: half as many broadcasts a product.
-constexpr int64_t kWide = 96;
+constexpr int64_t kWide = 48;
 template <typename C>
 constexpr int kNarrow = kLanes<C> >= kGroup ? 1 : kGroup / kLanes<C>;
 

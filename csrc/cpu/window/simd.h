@@ -197,12 +197,18 @@ struct Panels {
   C* data;
   int64_t rows, dim;
 
-  static int64_t size(int64_t rows, int64_t dim) { return (dim + kPanel - 1) / kPanel * kPanel * rows; }
+  // Rows that a panel is given: its length in bytes leaves a remainder when divided by the 4096 after which addresses
+  // share a cache set, so that the panels of one row, and of the buffers beside it, do not push each other out.
+  static int64_t spread(int64_t rows) {
+    constexpr int64_t turn = 4096 / (kPanel * static_cast<int64_t>(sizeof(C)));
+    return (rows + turn - 1) / turn * turn + 5;
+  }
+  static int64_t size(int64_t rows, int64_t dim) { return (dim + kPanel - 1) / kPanel * kPanel * spread(rows); }
   SINMDM_KERNEL int64_t count() const { return (dim + kPanel - 1) / kPanel; }
   // Columns of a panel: those of the head_dim, and with the zeros that follow them.
   SINMDM_KERNEL int64_t columns(int64_t panel) const { return std::min(kPanel, dim - panel * kPanel); }
   SINMDM_KERNEL int64_t width(int64_t panel) const { return padded<C>(columns(panel)); }
-  SINMDM_KERNEL C* at(int64_t panel, int64_t row) const { return data + (panel * rows + row) * kPanel; }
+  SINMDM_KERNEL C* at(int64_t panel, int64_t row) const { return data + (panel * spread(rows) + row) * kPanel; }
 
   SINMDM_KERNEL void load_from(Element element, const char* from, int64_t row) const {
     for (int64_t panel = 0; panel < count(); ++panel) {
