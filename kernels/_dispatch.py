@@ -13,8 +13,8 @@ from . import _native
 from ._native import BackendError
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")  # fastest first
-# Where a default is looked for, by the tensors' device. Interpreted Triton would take CPU tensors, too: nobody wants that
-# unless asked for.
+# Where a default is looked for, by the tensors' device. Interpreted Triton would take CPU tensors, too: nobody wants
+# that unless asked for.
 DEFAULTS = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 ENVIRONMENT_VARIABLE = "SINMDM_BACKEND"
 

@@ -1,10 +1,18 @@
 """Every test that takes `backend` runs on each host backend that its module's OP has an implementation for."""
 
-import pytest
+import os
 
-from sinmdm.kernels import _dispatch
+import pytest
+import torch
+
+from sinmdm.kernels import _dispatch, _native
 
 HOST_BACKENDS = ("reference", "cpu")  # the GPU's are in test_gpu.py
+
+# A build of the extension to test in place of the package's own: tests/test_native_build.py makes one with sanitizers.
+if "SINMDM_TEST_LIBRARY" in os.environ:
+    _native._state.update(how="for a test", why=None)
+    torch.ops.load_library(os.environ["SINMDM_TEST_LIBRARY"])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -114,6 +114,42 @@ def test_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _dispatch.machine_lacks("cuda") is None
 
 
+def test_what_triton_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(_dispatch, "_has_triton", lambda: True)
+    assert _dispatch.machine_lacks("triton") == "torch sees no CUDA device"
+    with pytest.raises(BackendError, match=r"'triton'.*window_attention: the tensors are on cpu, it takes cuda$"):
+        _dispatch.choose("window_attention", "triton", torch.zeros(1))
+    monkeypatch.setattr(_dispatch, "_has_triton", lambda: False)
+    assert _dispatch.machine_lacks("triton") == "Triton is not installed"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert _dispatch.machine_lacks("triton") == "Triton is not installed"
+    monkeypatch.setattr(_dispatch, "_has_triton", lambda: True)
+    assert _dispatch.machine_lacks("triton") is None
+
+
+def test_interpreted_triton_takes_cpu_tensors_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(_dispatch.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(_dispatch, "_has_triton", lambda: True)
+    assert _dispatch.choose("window_attention", "triton", torch.zeros(1)) == "triton"
+    assert _dispatch.choose("window_attention", None, torch.zeros(1)) != "triton"
+    with pytest.raises(BackendError, match="it takes float16, bfloat16, float32, not float64"):
+        _dispatch.choose("window_attention", "triton", torch.zeros(1, dtype=torch.float64))
+    with pytest.raises(BackendError, match="q_sample has no such implementation"):
+        _dispatch.choose("q_sample", "triton", torch.zeros(1))
+
+
+def test_triton_is_found_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert not _dispatch._has_triton()
+    monkeypatch.delitem(sys.modules, "triton")
+    _dispatch._has_triton()
+    assert "triton" not in sys.modules
+
+
 def test_backends_are_listed_with_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     listed = backends()
     assert list(listed) == ["cpu", "cuda", "reference", "triton"]

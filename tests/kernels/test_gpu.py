@@ -97,6 +97,9 @@ ATTENTION = [
     ((2, 200, 4, 4, 64), {"window": 8, "boundary": "circular", "lengths": [200, 7]}),
     ((2, 200, 4, 1, 64), {"window": 8, "boundary": "shift", "lengths": [200, 17]}),
     ((2, 100, 2, 2, 128), {"window": 4, "dropout_p": 0.2, "seed": 2**63 + 5}),
+    ((1, 4096, 8, 8, 64), {"window": 16}),  # programs that walk over many tiles
+    ((1, 2000, 4, 2, 64), {"window": 128}),
+    ((2, 150, 2, 1, 256), {"window": (20, 3)}),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -268,6 +271,24 @@ def test_window_attention_gives_the_same_bits(backend: str) -> None:
     for _ in range(19):
         again = with_gradients(function(backend), inputs, weight)
         assert all(torch.equal(again[name], value) for name, value in first.items())
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("window", [3, 16, 60])
+def test_window_attention_leaves_rows_alone_that_see_no_infinity(window: int, dtype: torch.dtype, backend: str) -> None:
+    takes("window_attention", backend, dtype)
+    function, _, inputs = attention((1, 300, 2, 2, 64), {"window": window})
+    weight = torch.randn(1, 300, 2, 64, device="cuda")
+    clean = with_gradients(function(backend), on("cuda", inputs, dtype), weight)
+    for place, x in enumerate(inputs[:3]):  # q, k, v
+        poisoned = [y.clone() for y in inputs]
+        poisoned[place][0, 100 + place, :, 7] = (torch.nan, torch.inf, -torch.inf)[place]
+        actual = with_gradients(function(backend), on("cuda", poisoned, dtype), weight)
+        far = [i for i in range(300) if abs(i - 100) > 2 * window + 2]
+        assert torch.equal(actual["out"][:, far], clean["out"][:, far]), x.shape
+        assert all(actual[name][:, far].isfinite().all() for name in ("gradient 0", "gradient 1", "gradient 2"))
+        assert not actual["out"].isfinite().all()
 
 
 @pytest.mark.parametrize("backend", GPU_BACKENDS)
