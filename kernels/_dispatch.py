@@ -77,9 +77,11 @@ def _declines(op: str, backend: str, device_type: str, dtype: str) -> str | None
         return f"{op} has no such implementation (it has: {have})"
     if dtype not in implementation.dtypes:
         return f"it takes {', '.join(implementation.dtypes)}, not {dtype}"
-    devices = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda", "cpu") if _interpreting() else ("cuda",)}
-    if device_type not in devices.get(backend, (device_type,)):
-        return f"the tensors are on {device_type}, it takes {' or '.join(devices[backend])}"
+    devices: tuple[str, ...] = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}.get(backend, (device_type,))
+    if backend == "triton" and _interpreting():
+        devices = ("cuda", "cpu")
+    if device_type not in devices:
+        return f"the tensors are on {device_type}, it takes {' or '.join(devices)}"
     return machine_lacks(backend)
 
 

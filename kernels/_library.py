@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 LIBRARY = torch.library.Library("sinmdm", "DEF")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def native(name: str) -> Callable[..., Any]:
@@ -23,10 +24,10 @@ def is_plain_call(*tensors: torch.Tensor | None) -> bool:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    given = [x for x in tensors if x is not None]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+    if tensors[0] is None or tensors[0].device.type not in ("cpu", "cuda"):
         return False
-    return all(type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type in ("cpu", "cuda") for x in given)
+    gradients = torch.is_grad_enabled()
+    return all(x is None or (type(x) in _PLAIN and not (gradients and x.requires_grad)) for x in tensors)
 
 
 def note_write(out: torch.Tensor) -> None:

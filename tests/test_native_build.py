@@ -194,8 +194,12 @@ def test_cuobjdump_agrees(cuda_build: tuple[Path, str]) -> None:
         assert stacks == dict.fromkeys(ARCHITECTURES, 0)
 
 
-@pytest.mark.slow
-def test_cpu_half_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """(library, environment) of the CPU half under the sanitizers, its scratch filled with NaN before use.
+
+    The tiles of the AVX-512 file are compiled for AVX2, so that their code is run on processors without AVX-512, too.
+    """
     if shutil.which("g++") is None:
         pytest.skip("no g++ on PATH")
     runtimes = []
@@ -206,22 +210,61 @@ def test_cpu_half_under_address_and_undefined_behaviour_sanitizers(tmp_path: Pat
         runtimes.append(path)
     folder = _native.source_folder()
     torch_folder = Path(torch.__file__).parent
-    library = tmp_path / "sanitized.so"
+    build = tmp_path_factory.mktemp("sanitized")
+    library = build / "sanitized.so"
     flags = [
         "-g", "-O1", "-std=c++17", "-fPIC", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=undefined", f"-I{folder}", f"-I{torch_folder / 'include'}",
+        "-fno-sanitize-recover=undefined", f"-I{folder}", f"-I{torch_folder / 'include'}", "-DSINMDM_POISON_SCRATCH",
+        '-DSINMDM_AVX512_TARGET="avx2,fma"',
         *(f"-D{name}={value}" for name, value in _native.defines(folder).items()),
     ]  # fmt: skip
     compilations = [
-        subprocess.Popen(["g++", *flags, "-c", str(source), "-o", str(tmp_path / f"{source.stem}.o")])
+        subprocess.Popen(["g++", *flags, "-c", str(source), "-o", str(build / f"{source.stem}.o")])
         for source in _native.cpu_sources(folder)
     ]
-    assert [process.wait(timeout=300) for process in compilations] == [0] * len(compilations)
-    objects = sorted(str(path) for path in tmp_path.glob("*.o"))
+    assert [process.wait(timeout=600) for process in compilations] == [0] * len(compilations)
+    objects = sorted(str(path) for path in build.glob("*.o"))
     subprocess.run(
         ["g++", "-shared", "-fsanitize=address,undefined", *objects, "-o", str(library), f"-L{torch_folder / 'lib'}",
          *_native.LINK_FLAGS, "-ltorch_cpu"],
         check=True, timeout=300,
     )  # fmt: skip
-    said = parity(library, LD_PRELOAD=":".join(runtimes), ASAN_OPTIONS="detect_leaks=0")
-    assert float(said["worst"]) <= PARITY_BOUND
+    return library, {"LD_PRELOAD": ":".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"}
+
+
+@pytest.mark.slow
+def test_cpu_half_under_address_and_undefined_behaviour_sanitizers(sanitized: tuple[Path, dict[str, str]]) -> None:
+    library, environment = sanitized
+    assert float(parity(library, **environment)["worst"]) <= PARITY_BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
+def test_attention_of_every_instruction_set_under_the_sanitizers(
+    sanitized: tuple[Path, dict[str, str]], instructions: str
+) -> None:
+    library, environment = sanitized
+    folder = ROOT / "tests" / "kernels" / "window_attention"
+    tests = [str(folder / name) for name in ("test_parity.py", "test_non_finite.py", "test_poisoned_memory.py")]
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "cpu", *tests],
+        cwd=ROOT, capture_output=True, text=True, timeout=900,
+        env=os.environ | environment | {"SINMDM_TEST_LIBRARY": str(library), "SINMDM_CPU_ISA": instructions},
+    )  # fmt: skip
+    if "SINMDM_CPU_ISA must be one of" in said.stdout:
+        pytest.skip(f"this processor has no {instructions}")
+    assert said.returncode == 0, said.stdout[-4000:] + said.stderr[-2000:]
+    assert re.search(r"(\d+) passed", said.stdout), said.stdout[-2000:]
+
+
+def test_an_instruction_set_that_is_not_there_is_an_error() -> None:
+    code = "import torch; from sinmdm.kernels import window_attention as w; x = torch.ones(1, 3, 1, 4); "
+    said = subprocess.run(
+        [sys.executable, "-c", code + "print(w(x, x, x, window=1, backend='cpu'))"],
+        env=os.environ | {"SINMDM_CPU_ISA": "avx1024"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    if "BackendError" in said.stderr:
+        pytest.skip("no native extension here")
+    assert said.returncode != 0
+    assert "SINMDM_CPU_ISA must be one of baseline" in said.stderr
+    assert "got avx1024" in said.stderr

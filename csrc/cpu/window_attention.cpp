@@ -195,20 +195,22 @@ void run_backward(const ts::Tensor& grad_out_any, const std::optional<ts::Tensor
     p.grad_lse = dlse.has_value() ? dlse->const_data_ptr() : nullptr;
     p.dq = rows_of(dq), p.dk = rows_of(dk), p.dv = rows_of(dv);
     const int64_t columns = p.columns();
-    std::vector<C> partial(dbias == nullptr ? 0 : p.batch * p.parts() * p.heads * columns);
+    std::vector<double> partial(dbias == nullptr ? 0 : p.batch * p.parts() * p.heads * columns);
     p.dbias = dbias == nullptr ? nullptr : partial.data();
     in_parallel(p, 5 * pairs(p) * p.dim, set.backward);
     if (dbias == nullptr) return;
-    // The parts are added up in the order of the frames, whoever computed them. Columns that were cut off the window, of
-    // offsets that no two frames are apart, keep their zeros.
+    // The parts are added up in the order of the frames, whoever computed them. Columns that were cut off the window,
+    // of offsets that no two frames are apart, keep their zeros.
+    std::vector<double> sums(p.heads * columns);
+    for (int64_t part = 0; part < p.batch * p.parts(); ++part) {
+      const double* row = partial.data() + part * p.heads * columns;
+      for (int64_t i = 0; i < p.heads * columns; ++i) sums[i] += row[i];
+    }
     const int64_t width = dbias->size(1);
     C* total = static_cast<C*>(dbias->mutable_data_ptr());
     std::fill(total, total + p.heads * width, C(0));
-    for (int64_t part = 0; part < p.batch * p.parts(); ++part) {
-      for (int64_t h = 0; h < p.heads; ++h) {
-        const C* row = partial.data() + (part * p.heads + h) * columns;
-        for (int64_t column = 0; column < columns; ++column) total[h * width + p.cut + column] += row[column];
-      }
+    for (int64_t i = 0; i < p.heads * columns; ++i) {
+      total[i / columns * width + p.cut + i % columns] = static_cast<C>(sums[i]);
     }
   });
 }
@@ -220,8 +222,8 @@ void run_backward(const ts::Tensor& grad_out_any, const std::optional<ts::Tensor
 std::tuple<ts::Tensor, ts::Tensor> window_attention(const ts::Tensor& q, const ts::Tensor& k, const ts::Tensor& v,
                                                     const std::optional<ts::Tensor>& rel_bias,
                                                     const std::optional<ts::Tensor>& lengths, int64_t left,
-                                                    int64_t right, double scale, std::string boundary,
-                                                    double dropout_p, int64_t seed) {
+                                                    int64_t right, double scale, std::string boundary, double dropout_p,
+                                                    int64_t seed) {
   const Options options{left, right, scale, boundary_of(boundary), dropout_p, seed};
   ts::Tensor out = ts::new_empty(q, q.sizes());
   ts::Tensor lse = ts::new_empty(q, {q.size(0), q.size(1), q.size(2)}, computed_in(q));
@@ -242,8 +244,8 @@ std::tuple<ts::Tensor, ts::Tensor, ts::Tensor, ts::Tensor> window_attention_back
     double dropout_p, int64_t seed, bool bias_grad) {
   const Options options{left, right, scale, boundary_of(boundary), dropout_p, seed};
   ts::Tensor dq = ts::new_empty(q, q.sizes()), dk = ts::new_empty(k, k.sizes()), dv = ts::new_empty(v, v.sizes());
-  ts::Tensor dbias = bias_grad ? ts::new_empty(q, rel_bias->sizes(), computed_in(q))
-                               : ts::new_empty(q, {0}, computed_in(q));
+  ts::Tensor dbias =
+      bias_grad ? ts::new_empty(q, rel_bias->sizes(), computed_in(q)) : ts::new_empty(q, {0}, computed_in(q));
   ts::Tensor* wanted = bias_grad ? &dbias : nullptr;
   if (q.scalar_type() == ScalarType::Double) {
     run_backward<double>(grad_out, grad_lse, q, k, v, rel_bias, lengths, out, lse, options, dq, dk, dv, wanted);

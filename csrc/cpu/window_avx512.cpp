@@ -1,8 +1,8 @@
 #include "cpu/window/problem.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-// 32 registers of 64 bytes; the broadcast is part of the multiply-add. A test compiles the same tiles for another set, to
-// run them on processors that have no such registers.
+// 32 registers of 64 bytes; the broadcast is part of the multiply-add. A test compiles the same tiles for another set,
+// to run them on processors that have no such registers.
 #ifdef SINMDM_AVX512_TARGET
 #define SINMDM_TARGET __attribute__((target(SINMDM_AVX512_TARGET)))
 #else
@@ -12,11 +12,11 @@
 #define SINMDM_BYTES 64
 #define SINMDM_ROWS 24
 #define SINMDM_COLUMNS 4
-#include "cpu/window/simd.h"
-#include "cpu/window/products.h"
-#include "cpu/window/forward.h"
 #include "cpu/window/backward.h"
+#include "cpu/window/forward.h"
 #include "cpu/window/kernels.h"
+#include "cpu/window/products.h"
+#include "cpu/window/simd.h"
 
 namespace sinmdm::cpu::window {
 

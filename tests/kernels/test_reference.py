@@ -34,7 +34,13 @@ def test_window_attention(boundary: str, lengths: list[int] | None) -> None:
 
     def op(*tensors: Tensor) -> Tensor:
         return window_attention(
-            *tensors, window=(4, 3), scale=0.5, boundary=boundary, lengths=given, dropout_p=0.25, seed=3,
+            *tensors,
+            window=(4, 3),
+            scale=0.5,
+            boundary=boundary,
+            lengths=given,
+            dropout_p=0.25,
+            seed=3,
             backend="reference",
         )
 

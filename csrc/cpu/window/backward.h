@@ -124,8 +124,8 @@ SINMDM_TARGET void strip_gradients(const Backward& p, const Chunk& chunk, int64_
 
 // Queries `part`, the chunk's own or those beyond one of its ends, against the slots of a segment.
 template <typename C, int Q>
-SINMDM_TARGET void part_gradients(const Backward& p, const Chunk& chunk, Range part, Range segment, bool own, bool first,
-                                  bool exact, const BackwardBuffers<C>& s) {
+SINMDM_TARGET void part_gradients(const Backward& p, const Chunk& chunk, Range part, Range segment, bool own,
+                                  bool first, bool exact, const BackwardBuffers<C>& s) {
   constexpr int64_t W = Q * kLanes<C>;
   for (int64_t query = part.begin; query < part.end; query += kBatch * W) {
     const Range batch{query, std::min(query + kBatch * W, part.end)};
@@ -224,10 +224,10 @@ SINMDM_TARGET void backward_tasks(const Backward& p, int64_t begin, int64_t end)
       if (!chunk_gradients<C, Q>(p, chunk, false, s)) chunk_gradients<C, Q>(p, chunk, true, s);
     }
     if (s.dbias == nullptr) continue;
-    C* total = static_cast<C*>(p.dbias) + ((b * p.parts() + part) * p.heads + kv_head * p.group()) * columns;
+    double* total = p.dbias + ((b * p.parts() + part) * p.heads + kv_head * p.group()) * columns;
     for (int64_t i = 0; i < heads; ++i) {
       for (int64_t column = 0; column < columns; ++column) {
-        C sum = 0;
+        double sum = 0;
         for (int64_t lane = 0; lane < W; ++lane) sum += s.dbias[(i * (columns + W) + column + lane) * W + lane];
         total[i * columns + column] = sum;
       }

@@ -21,7 +21,8 @@ struct ForwardBuffers {
   Strip* strips;
 };
 
-// Strip j of head tile.h + i against the slots of `segment`: s.scores become weights, their products are added to s.out.
+// Strip j of head tile.h + i against the slots of `segment`: s.scores become weights, their products are added to
+// s.out.
 template <typename C, int Q>
 SINMDM_TARGET void attend_strip(const Forward& p, const Tile& tile, int64_t i, int64_t j, Range segment, bool exact,
                                 const ForwardBuffers<C>& s) {
@@ -135,9 +136,7 @@ SINMDM_TARGET void forward_tasks(const Forward& p, int64_t begin, int64_t end) {
   Scratch scratch(2 * panels(keys) + panels(heads * W) + panels(lanes) + Scratch::bytes<C>(lanes * p.dim) +
                   2 * Scratch::bytes<C>(lanes) + Scratch::bytes<C>(pairs) + Scratch::bytes<C>(keeps) +
                   Scratch::bytes<Strip>(strips));
-  const auto take = [&](int64_t rows) {
-    return Panels<C>{scratch.take<C>(Panels<C>::size(rows, p.dim)), rows, p.dim};
-  };
+  const auto take = [&](int64_t rows) { return Panels<C>{scratch.take<C>(Panels<C>::size(rows, p.dim)), rows, p.dim}; };
   ForwardBuffers<C> s;
   s.keys = take(keys), s.values = take(keys), s.rows = take(heads * W), s.out = take(lanes);
   s.columns = scratch.take<C>(lanes * p.dim);

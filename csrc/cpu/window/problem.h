@@ -54,9 +54,7 @@ struct Problem {
   int64_t columns() const { return boundary == Boundary::shift ? 2 * size() - 1 : size(); }
   int64_t pitch() const { return columns() + 2 * kMostLanes; }
   int64_t group() const { return heads / kv_heads; }
-  int64_t length(int64_t b) const {
-    return lengths == nullptr ? frames : std::clamp<int64_t>(lengths[b], 0, frames);
-  }
+  int64_t length(int64_t b) const { return lengths == nullptr ? frames : std::clamp<int64_t>(lengths[b], 0, frames); }
   int64_t lse_at(int64_t b, int64_t t, int64_t h) const { return (b * frames + t) * heads + h; }
   int64_t frame_of(int64_t slot, int64_t n) const { return boundary == Boundary::circular ? wrapped(slot, n) : slot; }
 };
@@ -177,12 +175,12 @@ struct Forward : Problem {
 };
 
 // Backward: a task owns the frames of a run of chunks of some neighbouring key heads: it writes their dq (for every
-// query head of their groups), dk and dv, and one partial sum of the bias gradient a query head. Queries beyond a chunk's
-// ends whose window reaches into it are computed again for its dk and dv, so that no two tasks write one place.
+// query head of their groups), dk and dv, and one partial sum of the bias gradient a query head. Queries beyond a
+// chunk's ends whose window reaches into it are computed again for its dk and dv, so that no two tasks write one place.
 struct Backward : Problem {
   Rows grad_out, out, dq, dk, dv;
   const void* grad_lse;  // like lse, or null
-  void* dbias;           // (batch, parts, heads, columns) in the dtype of the computation, or null
+  double* dbias;         // (batch, parts, heads, columns), or null
 
   int64_t chunk() const { return std::clamp<int64_t>((size() + 63) / 64 * 64, 128, 1024); }
   // As many as make the partial sums of the bias gradient no larger than the frames they sum over.

@@ -4,12 +4,12 @@
 
 namespace sinmdm::cpu::window::SINMDM_ISA {
 
-// scores[r][lane] = sum_d keys[r][d] columns[d][lane] + (base[lane] + table[lane - r]), for R rows from `row`. `base` and
-// `table` may be null. Per d: Q registers of queries and R broadcast keys for R Q multiply-adds. The sums of the panels
-// are added to one another, and what may be large beside them comes last: a single chain loses digits with every step.
+// scores[r][lane] = sum_d keys[r][d] columns[d][lane] + (base[lane] + table[lane - r]), for R rows from `row`. `base`
+// and `table` may be null. Per d: Q registers of queries and R broadcast keys for R Q multiply-adds. The sums of the
+// panels are added to one another, and what may be large beside them comes last: a single chain loses digits with every
+// step.
 template <typename C, int Q, int R>
-SINMDM_KERNEL void score_tile(Panels<C> keys, int64_t row, const C* columns, const C* base, const C* table,
-                              C* scores) {
+SINMDM_KERNEL void score_tile(Panels<C> keys, int64_t row, const C* columns, const C* base, const C* table, C* scores) {
   constexpr int64_t L = kLanes<C>, W = Q * L;
   for (int64_t panel = 0; panel < keys.count(); ++panel) {
     const C* key = keys.at(panel, row);
@@ -68,14 +68,15 @@ SINMDM_TARGET void score_rows(Panels<C> keys, int64_t row, int64_t count, const 
 constexpr int kGroup = 4;  // queries, or keys, that share the registers of a row
 
 // The pairs that a strip does not see have weight 0. Where a row that some of a group see holds an infinity or NaN, the
-// products with such a 0 would carry it to the rest of the group. Then the result is made again with `exact`: each query
-// by itself, with what it sees and in the same order, so that whoever does not see the row gets the bits of always.
+// products with such a 0 would carry it to the rest of the group. Then the result is made again with `exact`: each
+// query by itself, with what it sees and in the same order, so that whoever does not see the row gets the bits of
+// always.
 
 // Long sums are taken in runs, which are then added to one another: a single chain loses digits with every step.
 constexpr int64_t kRun = 128;
 
-// to[i] = factor[i] to[i] + sum_r weights[r][i] rows[r] for the G queries i from the lane that `weights` points at, in N
-// registers of a panel; a null `factor` means that `to` is not read.
+// to[i] = factor[i] to[i] + sum_r weights[r][i] rows[r] for the G queries i from the lane that `weights` points at, in
+// N registers of a panel; a null `factor` means that `to` is not read.
 template <typename C, int W, int G, int N>
 SINMDM_KERNEL void gather_tile(const C* weights, const C* rows, int64_t count, const C* factor, C* to) {
   constexpr int64_t L = kLanes<C>;
@@ -229,9 +230,8 @@ SINMDM_TARGET void keep_factors(const Problem& p, const Strip& strip, int64_t b,
   for (int64_t group = low / 4; group * 4 < high; ++group) {
     uint32_t words[4][kMostLanes];
     for (int64_t l = 0; l < width; ++l) {
-      const Words w = philox4x32_10(Words{static_cast<uint32_t>(group), query[l], static_cast<uint32_t>(h),
-                                          static_cast<uint32_t>(b)},
-                                    p.seed);
+      const Words w = philox4x32_10(
+          Words{static_cast<uint32_t>(group), query[l], static_cast<uint32_t>(h), static_cast<uint32_t>(b)}, p.seed);
       words[0][l] = w.x0, words[1][l] = w.x1, words[2][l] = w.x2, words[3][l] = w.x3;
     }
     for (int64_t word = 0; word < 4; ++word) {

@@ -183,8 +183,8 @@ SINMDM_KERNEL void store_row(Element element, const C* from, int64_t count, char
 
 // Rows of head_dim numbers, cut into panels of kPanel columns: panel p of row r begins at data + (p rows + r) kPanel.
 // Rows then lie at one distance whatever the head_dim, which the register tiles have as a constant, and close together:
-// in memory the heads of a frame lie between one row of a head and the next. Columns from the head_dim to a whole number
-// of registers are zero.
+// in memory the heads of a frame lie between one row of a head and the next. Columns from the head_dim to a whole
+// number of registers are zero.
 constexpr int64_t kPanel = 32;
 
 template <typename C>
@@ -220,15 +220,22 @@ struct Panels {
 
   // Stores a row times `factor`. What is returned is zero where all of it is finite, and NaN elsewhere.
   SINMDM_KERNEL C store_to(Element element, int64_t row, C factor, char* to) const {
+    const bool same = sizeof(C) == 8 || element == Element::float32;
     V<C> check{};
     for (int64_t panel = 0; panel < count(); ++panel) {
       C* from = at(panel, row);
+      char* target = to + panel * kPanel * bytes_of(element);
       for (int64_t c = 0; c < width(panel); c += kLanes<C>) {
         const V<C> x = load<C>(from + c) * factor;
         check += x * C(0);
-        store<C>(from + c, x);
+        if (same && c + kLanes<C> <= columns(panel)) {
+          store<C>(reinterpret_cast<C*>(target) + c, x);
+        } else {
+          store<C>(from + c, x);
+        }
       }
-      store_row<C>(element, from, columns(panel), to + panel * kPanel * bytes_of(element));
+      const int64_t done = same ? columns(panel) / kLanes<C> * kLanes<C> : 0;
+      store_row<C>(element, from + done, columns(panel) - done, target + done * bytes_of(element));
     }
     C sum = 0;
     for (int64_t l = 0; l < kLanes<C>; ++l) sum += check[l];
@@ -254,8 +261,7 @@ SINMDM_TARGET void pack(const Problem& p, const Rows& rows, int64_t b, int64_t h
 // `count` rows from `first` times `factor` to (dim, width) columns; up to `width` the rest is zero. In squares of one
 // register: at each stage rows `step` apart exchange halves of every block of 2 step.
 template <typename C>
-SINMDM_TARGET void transpose(Panels<C> rows, int64_t first, int64_t count, int64_t width, C factor,
-                             C* to) {
+SINMDM_TARGET void transpose(Panels<C> rows, int64_t first, int64_t count, int64_t width, C factor, C* to) {
   using Int = typename Simd<C>::Int;
   constexpr Int L = kLanes<C>;
   for (int64_t d = 0; d < rows.dim; d += L) {
