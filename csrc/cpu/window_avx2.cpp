@@ -7,11 +7,7 @@
 #define SINMDM_BYTES 32
 #define SINMDM_ROWS 12
 #define SINMDM_COLUMNS 2
-#include "cpu/window/backward.h"
-#include "cpu/window/forward.h"
 #include "cpu/window/kernels.h"
-#include "cpu/window/products.h"
-#include "cpu/window/simd.h"
 
 namespace sinmdm::cpu::window {
 

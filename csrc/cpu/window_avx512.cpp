@@ -12,11 +12,7 @@
 #define SINMDM_BYTES 64
 #define SINMDM_ROWS 24
 #define SINMDM_COLUMNS 4
-#include "cpu/window/backward.h"
-#include "cpu/window/forward.h"
 #include "cpu/window/kernels.h"
-#include "cpu/window/products.h"
-#include "cpu/window/simd.h"
 
 namespace sinmdm::cpu::window {
 

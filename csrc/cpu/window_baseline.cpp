@@ -6,11 +6,7 @@
 #define SINMDM_BYTES 16
 #define SINMDM_ROWS 8
 #define SINMDM_COLUMNS 2
-#include "cpu/window/backward.h"
-#include "cpu/window/forward.h"
 #include "cpu/window/kernels.h"
-#include "cpu/window/products.h"
-#include "cpu/window/simd.h"
 
 namespace sinmdm::cpu::window {
 

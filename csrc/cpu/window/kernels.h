@@ -1,4 +1,11 @@
-// The table of one instruction set: which strip width takes which call.
+// The bodies of one instruction set. See simd.h for what the including file defines.
+
+// clang-format off: each builds on those before it
+#include "cpu/window/simd.h"
+#include "cpu/window/products.h"
+#include "cpu/window/forward.h"
+#include "cpu/window/backward.h"
+// clang-format on
 
 namespace sinmdm::cpu::window::SINMDM_ISA {
 
