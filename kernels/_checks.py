@@ -52,8 +52,8 @@ def check_boundary(boundary: str, allowed: tuple[str, ...]) -> None:
 def window_pair(window: int | tuple[int, int]) -> tuple[int, int]:
     """(left, right) of a window given as a pair or as one number for both sides."""
     pair = tuple(window) if isinstance(window, Sequence) else (window, window)
-    if len(pair) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 0 for side in pair):
-        raise ValueError(f"window must be an int >= 0 or a pair (left, right) of them, got {window!r}")
+    if len(pair) != 2 or any(isinstance(x, bool) or not isinstance(x, int) or not 0 <= x < 2**31 for x in pair):
+        raise ValueError(f"window must be an int from 0 to 2**31 - 1 or a pair (left, right) of them, got {window!r}")
     return pair
 
 

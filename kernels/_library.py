@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("sinmdm", "DEF")
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -28,6 +29,14 @@ def is_plain_call(*tensors: torch.Tensor | None) -> bool:
         return False
     gradients = torch.is_grad_enabled()
     return all(x is None or (type(x) in _PLAIN and not (gradients and x.requires_grad)) for x in tensors)
+
+
+def no_forward_mode(op: str, *tensors: torch.Tensor | None) -> None:
+    """Raise where a forward-mode derivative is asked of `op`: torch would take the lack of a formula for a zero."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise RuntimeError(f"{op} has no forward-mode derivative: use the backward")
 
 
 def note_write(out: torch.Tensor) -> None:

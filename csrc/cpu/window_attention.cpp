@@ -23,7 +23,6 @@ using namespace window;
 
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLeastWork = 1 << 16;  // multiply-adds that are worth waking a thread for
 
 // The best set of instructions that this processor has, or the lesser one that SINMDM_CPU_ISA names.
@@ -144,9 +143,13 @@ void with_problem(const ts::Tensor& q_any, const ts::Tensor& k_any, const ts::Te
   if (lengths.has_value()) {
     real.resize(p.batch);
     const bool wide = lengths->scalar_type() == ScalarType::Long;
+    const int64_t least = p.boundary == Boundary::shift ? p.size() : 0;
     for (int64_t b = 0; b < p.batch; ++b) {
       real[b] = wide ? lengths->const_data_ptr<int64_t>()[b * lengths->stride(0)]
                      : lengths->const_data_ptr<int32_t>()[b * lengths->stride(0)];
+      // Python looked at them already, but for calls from a compiled graph.
+      STD_TORCH_CHECK(real[b] >= least && real[b] <= p.frames, "lengths must be from ", least, " to ", p.frames,
+                      ", got ", real[b]);
     }
   }
   p.lengths = lengths.has_value() ? real.data() : nullptr;
@@ -184,9 +187,9 @@ void run_forward(const ts::Tensor& q, const ts::Tensor& k, const ts::Tensor& v, 
 template <typename C>
 void run_backward(const ts::Tensor& grad_out_any, const std::optional<ts::Tensor>& grad_lse, const ts::Tensor& q,
                   const ts::Tensor& k, const ts::Tensor& v, const std::optional<ts::Tensor>& bias,
-                  const std::optional<ts::Tensor>& lengths, const ts::Tensor& out_any, const ts::Tensor& lse,
+                  const std::optional<ts::Tensor>& lengths, const ts::Tensor& out_any, const ts::Tensor& lse_any,
                   const Options& options, ts::Tensor& dq, ts::Tensor& dk, ts::Tensor& dv, ts::Tensor* dbias) {
-  const ts::Tensor grad_out = unit_stride(grad_out_any), out = unit_stride(out_any);
+  const ts::Tensor grad_out = unit_stride(grad_out_any), out = unit_stride(out_any), lse = ts::contiguous(lse_any);
   const std::optional<ts::Tensor> dlse =
       grad_lse.has_value() ? std::optional<ts::Tensor>(ts::contiguous(*grad_lse)) : std::nullopt;
   const Kernels& set = kernels();
@@ -194,6 +197,7 @@ void run_backward(const ts::Tensor& grad_out_any, const std::optional<ts::Tensor
     p.grad_out = rows_of(grad_out), p.out = rows_of(out), p.lse = const_cast<void*>(lse.const_data_ptr());
     p.grad_lse = dlse.has_value() ? dlse->const_data_ptr() : nullptr;
     p.dq = rows_of(dq), p.dk = rows_of(dk), p.dv = rows_of(dv);
+    p.bias_grad = dbias != nullptr;
     const int64_t columns = p.columns();
     std::vector<double> partial(dbias == nullptr ? 0 : p.batch * p.parts() * p.heads * columns);
     p.dbias = dbias == nullptr ? nullptr : partial.data();

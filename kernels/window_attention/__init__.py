@@ -19,7 +19,7 @@ from .._checks import (
     signed_seed,
     window_pair,
 )
-from .._library import LIBRARY, is_plain_call, native, no_second_derivative
+from .._library import LIBRARY, is_plain_call, native, no_forward_mode, no_second_derivative
 from .._window import BOUNDARIES
 from . import reference
 
@@ -121,7 +121,7 @@ def _backward_fake(  # type: ignore[no-untyped-def]
     bias_grad,
     *_,
 ):
-    dbias = rel_bias.new_empty(rel_bias.shape) if bias_grad else lse.new_empty(0)
+    dbias = rel_bias.new_empty(rel_bias.shape) if bias_grad else (lse if rel_bias is None else rel_bias).new_empty(0)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
 
 
@@ -198,7 +198,7 @@ def window_attention(  # type: ignore[misc]  # the overloads name only what the 
 
     Raises:
         TypeError, ValueError: an argument that is not as above, by name. BackendError: the forced backend cannot take
-        the call. RuntimeError: a second derivative is asked for.
+        the call. RuntimeError: a second or a forward-mode derivative is asked for.
     """
     if q.dim() != 4:
         raise ValueError(f"q must have shape (batch, frames, heads, head_dim), got {tuple(q.shape)}")
@@ -235,6 +235,7 @@ def window_attention(  # type: ignore[misc]  # the overloads name only what the 
     scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
     if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
+    no_forward_mode("window_attention", q, k, v, rel_bias)
     arguments = (
         q, k, v, rel_bias, lengths, left, right, scale, boundary, float(dropout_p), signed_seed(seed or 0),
         _dispatch.choose("window_attention", backend, q),

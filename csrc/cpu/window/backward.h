@@ -32,7 +32,6 @@ struct Chunk {
 template <typename C, int Q>
 SINMDM_TARGET void pack_queries(const Backward& p, const Chunk& chunk, Range queries, const BackwardBuffers<C>& s) {
   constexpr int64_t L = kLanes<C>, rows = kBatch * Q * L;
-  constexpr double kLog2E = 1.4426950408889634;
   const int64_t h = chunk.kv_head * p.group(), heads = chunk.kv_heads * p.group();
   pack<C>(p, p.q, chunk.b, h, heads, chunk.n, queries, s.query_rows, rows);
   pack<C>(p, p.grad_out, chunk.b, h, heads, chunk.n, queries, s.grad_rows, rows);
@@ -63,7 +62,6 @@ template <typename C, int Q>
 SINMDM_TARGET void strip_gradients(const Backward& p, const Chunk& chunk, int64_t i, int64_t j, Range segment, bool own,
                                    bool first, bool exact, const BackwardBuffers<C>& s) {
   constexpr int64_t L = kLanes<C>, W = Q * L;
-  constexpr double kLog2E = 1.4426950408889634;
   const Strip& strip = s.strips[j];
   const Range slots = strip.slots.clipped(own ? segment : segment.clipped(chunk.own));
   if (slots.size() == 0) return;

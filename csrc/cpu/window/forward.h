@@ -90,7 +90,6 @@ SINMDM_TARGET void attend(const Forward& p, const Tile& tile, bool exact, const 
 template <typename C, int Q>
 SINMDM_TARGET void forward_tile(const Forward& p, Tile tile, const ForwardBuffers<C>& s) {
   constexpr int64_t W = Q * kLanes<C>;
-  constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
   C* lse = static_cast<C*>(p.lse);
   for (int64_t t = std::max(tile.queries.begin, tile.n); t < tile.queries.end; ++t) {
     for (int64_t h = tile.h; h < tile.h + tile.heads; ++h) {

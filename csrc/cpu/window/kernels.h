@@ -13,7 +13,7 @@ namespace sinmdm::cpu::window::SINMDM_ISA {
 // does not need. Two for wide ones: half as many broadcasts a product.
 constexpr int64_t kWide = 48;
 template <typename C>
-constexpr int kNarrow = kLanes<C> >= kGroup ? 1 : kGroup / kLanes<C>;
+constexpr int kNarrow = kLanes<C> >= kTogether ? 1 : kTogether / kLanes<C>;
 
 SINMDM_TARGET void forward(const Forward& p, int64_t begin, int64_t end) {
   if (p.element == Element::float64) return forward_tasks<double, kNarrow<double>>(p, begin, end);

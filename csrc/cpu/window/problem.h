@@ -16,6 +16,12 @@ namespace sinmdm::cpu::window {
 enum class Boundary { clip, circular, shift };
 enum class Element { float32, float64, float16, bfloat16 };
 
+constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
+
+constexpr int64_t kPanel = 32;          // columns of a packed row that lie together, see simd.h
+constexpr int64_t kLongRun = 2048;      // bytes of neighbouring heads that are read at one go: a long run of memory
+constexpr int64_t kMostSums = 1 << 18;  // numbers that the bias gradient of a task is added up in
+
 constexpr int64_t bytes_of(Element element) {
   return element == Element::float64 ? 8 : element == Element::float32 ? 4 : 2;
 }
@@ -84,7 +90,7 @@ inline Range visible_slots(const Problem& p, int64_t n, int64_t i) {
     case Boundary::circular:
       return {i - p.left, i + p.right + 1};
     default: {
-      const int64_t start = std::clamp<int64_t>(i - p.left, 0, n - p.size());
+      const int64_t start = std::max<int64_t>(0, std::min(i - p.left, n - p.size()));
       return {start, start + p.size()};
     }
   }
@@ -164,8 +170,8 @@ struct Forward : Problem {
   // As many as make the run of memory that they have in a frame long, while their packed rows are not far; and as leave
   // enough tasks. Either whole groups of query heads or a part of one.
   int64_t task_heads() const {
-    constexpr int64_t kRun = 2048;
-    for (int64_t count = std::min(heads, std::max<int64_t>(1, kRun / (dim * bytes_of(element)))); count > 1; --count) {
+    const int64_t most = std::max<int64_t>(1, kLongRun / (std::max(dim, kPanel) * bytes_of(element)));
+    for (int64_t count = std::min(heads, most); count > 1; --count) {
       const bool whole = heads % count == 0 && (group() % count == 0 || count % group() == 0);
       if (whole && batch * tiles() * heads / count >= kLeastTasks) return count;
     }
@@ -180,18 +186,19 @@ struct Forward : Problem {
 struct Backward : Problem {
   Rows grad_out, out, dq, dk, dv;
   const void* grad_lse;  // like lse, or null
-  double* dbias;         // (batch, parts, heads, columns), or null
+  bool bias_grad;
+  double* dbias;  // (batch, parts, heads, columns); null unless bias_grad
 
   int64_t chunk() const { return std::clamp<int64_t>((size() + 63) / 64 * 64, 128, 1024); }
   // As many as make the partial sums of the bias gradient no larger than the frames they sum over.
-  int64_t chunks_in_task() const { return (columns() + chunk() - 1) / chunk(); }
+  int64_t chunks_in_task() const { return bias_grad ? (columns() + chunk() - 1) / chunk() : 1; }
   int64_t task_frames() const { return chunk() * chunks_in_task(); }
   int64_t parts() const { return (frames + task_frames() - 1) / task_frames(); }
   // Keys packed at a time, beside their values and the gradients of both, for every head of a task.
   int64_t segment() const { return std::min<int64_t>(chunk() + size() - 1, 512); }
   int64_t task_kv_heads() const {
-    constexpr int64_t kRun = 2048;
-    const int64_t most = std::max<int64_t>(1, kRun / (dim * group() * bytes_of(element)));
+    int64_t most = kLongRun / (std::max(dim, kPanel) * group() * bytes_of(element));
+    if (bias_grad) most = std::min(most, kMostSums / ((columns() + kMostLanes) * kMostLanes * group()));
     for (int64_t count = std::min(kv_heads, most); count > 1; --count) {
       if (kv_heads % count == 0 && batch * parts() * kv_heads / count >= kLeastTasks) return count;
     }

@@ -65,15 +65,10 @@ SINMDM_TARGET void score_rows(Panels<C> keys, int64_t row, int64_t count, const 
   for (; r < count; ++r) score_tile<C, Q, 1>(keys, row + r, columns, base, table_at(r), scores + r * W);
 }
 
-constexpr int kGroup = 4;  // queries, or keys, that share the registers of a row
-
-// The pairs that a strip does not see have weight 0. Where a row that some of a group see holds an infinity or NaN, the
-// products with such a 0 would carry it to the rest of the group. Then the result is made again with `exact`: each
-// query by itself, with what it sees and in the same order, so that whoever does not see the row gets the bits of
-// always.
+constexpr int kTogether = 4;  // queries, or keys, that share the registers of a row
 
 // Long sums are taken in runs, which are then added to one another: a single chain loses digits with every step.
-constexpr int64_t kRun = 128;
+constexpr int64_t kChain = 128;
 
 // to[i] = factor[i] to[i] + sum_r weights[r][i] rows[r] for the G queries i from the lane that `weights` points at, in
 // N registers of a panel; a null `factor` means that `to` is not read.
@@ -109,7 +104,7 @@ SINMDM_KERNEL void gather_tile(const C* weights, const C* rows, int64_t count, c
 template <typename C, int W, int G>
 SINMDM_KERNEL void gather_group(const C* weights, Panels<C> rows, int64_t row, int64_t count, const C* factor,
                                 Panels<C> to, int64_t lane) {
-  constexpr int64_t L = kLanes<C>, N = SINMDM_COLUMNS;
+  constexpr int64_t L = kLanes<C>, N = std::min<int64_t>(SINMDM_COLUMNS, kPanel / L);
   for (int64_t panel = 0; panel < rows.count(); ++panel) {
     const C* from = rows.at(panel, row);
     C* target = to.at(panel, lane);
@@ -121,6 +116,11 @@ SINMDM_KERNEL void gather_group(const C* weights, Panels<C> rows, int64_t row, i
   }
 }
 
+// The pairs that a strip does not see have weight 0. Where a row that some of a group see holds an infinity or NaN, the
+// products with such a 0 would carry it to the rest of the group. Then the result is made again with `exact`: each
+// query by itself, with what it sees and in the same order, so that whoever does not see the row gets the bits of
+// always.
+//
 // For every lane i: to[first + i] = factor[i] to[first + i] + sum over the slots of weights[slot - slots.begin][i]
 // rows[slot - origin].
 template <typename C, int Q>
@@ -128,15 +128,15 @@ SINMDM_TARGET void gather_rows(const Strip& strip, const C* weights, Range slots
                                const C* factor, bool exact, Panels<C> to, int64_t first) {
   constexpr int64_t W = Q * kLanes<C>;
   alignas(64) C ones[W];
-  if (slots.size() > kRun) {
+  if (slots.size() > kChain) {
     for (C& one : ones) one = 1;
-    for (int64_t begin = slots.begin; begin < slots.end; begin += kRun, factor = ones) {
-      gather_rows<C, Q>(strip, weights + (begin - slots.begin) * W, {begin, std::min(begin + kRun, slots.end)}, rows,
+    for (int64_t begin = slots.begin; begin < slots.end; begin += kChain, factor = ones) {
+      gather_rows<C, Q>(strip, weights + (begin - slots.begin) * W, {begin, std::min(begin + kChain, slots.end)}, rows,
                         origin, factor, exact, to, first);
     }
     return;
   }
-  const int64_t group = exact ? 1 : kGroup;
+  const int64_t group = exact ? 1 : kTogether;
   for (int64_t lane = 0; lane < strip.lanes; lane += group) {
     // The windows of later queries begin and end no earlier.
     const int64_t last = std::min(lane + group, strip.lanes) - 1;
@@ -146,7 +146,7 @@ SINMDM_TARGET void gather_rows(const Strip& strip, const C* weights, Range slots
     if (exact) {
       gather_group<C, W, 1>(from, rows, seen.begin - origin, seen.size(), scale, to, first + lane);
     } else {
-      gather_group<C, W, kGroup>(from, rows, seen.begin - origin, seen.size(), scale, to, first + lane);
+      gather_group<C, W, kTogether>(from, rows, seen.begin - origin, seen.size(), scale, to, first + lane);
     }
   }
 }
@@ -184,7 +184,7 @@ SINMDM_KERNEL void scatter_tile(const C* weights, const C* queries, int64_t lane
 template <typename C, int W, int R>
 SINMDM_KERNEL void scatter_group(const C* weights, Panels<C> queries, int64_t lane, int64_t lanes, Panels<C> to,
                                  int64_t row) {
-  constexpr int64_t L = kLanes<C>, N = SINMDM_COLUMNS;
+  constexpr int64_t L = kLanes<C>, N = std::min<int64_t>(SINMDM_COLUMNS, kPanel / L);
   for (int64_t panel = 0; panel < to.count(); ++panel) {
     const C* from = queries.at(panel, lane);
     C* target = to.at(panel, row);
@@ -203,8 +203,8 @@ SINMDM_TARGET void scatter_rows(const Strip& strip, const C* weights, Range slot
   constexpr int64_t W = Q * kLanes<C>;
   const int64_t first = slots.begin - origin;
   int64_t r = 0;
-  for (; !exact && r + kGroup <= slots.size(); r += kGroup) {
-    scatter_group<C, W, kGroup>(weights + r * W, queries, row, strip.lanes, to, first + r);
+  for (; !exact && r + kTogether <= slots.size(); r += kTogether) {
+    scatter_group<C, W, kTogether>(weights + r * W, queries, row, strip.lanes, to, first + r);
   }
   for (; r < slots.size(); ++r) {
     int64_t lane = 0, end = strip.lanes;
@@ -244,7 +244,7 @@ SINMDM_TARGET void keep_factors(const Problem& p, const Strip& strip, int64_t b,
   }
 }
 
-// The visible rows of each lane, relative to `first` and small enough for a lane's integer.
+// The visible rows of each lane, relative to slots.begin and small enough for a lane's integer.
 template <typename C, int Q>
 struct Sight {
   typename Simd<C>::Int begin[Q * kLanes<C>], end[Q * kLanes<C>];

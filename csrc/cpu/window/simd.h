@@ -185,8 +185,6 @@ SINMDM_KERNEL void store_row(Element element, const C* from, int64_t count, char
 // Rows then lie at one distance whatever the head_dim, which the register tiles have as a constant, and close together:
 // in memory the heads of a frame lie between one row of a head and the next. Columns from the head_dim to a whole
 // number of registers are zero.
-constexpr int64_t kPanel = 32;
-
 template <typename C>
 SINMDM_KERNEL int64_t padded(int64_t dim) {
   return (dim + kLanes<C> - 1) / kLanes<C> * kLanes<C>;

@@ -83,6 +83,37 @@ def test_a_second_derivative_is_a_clear_error(backend: str) -> None:
         gradient.sum().backward()
 
 
+def test_a_forward_mode_derivative_is_a_clear_error(backend: str) -> None:
+    # torch takes the lack of a formula for a derivative of zero.
+    q, k, v, bias = (x.detach() for x in tensors())
+
+    def attend(x: Tensor) -> Tensor:
+        return window_attention(x, k, v, bias, window=2, backend=backend)
+
+    with pytest.raises(RuntimeError, match="window_attention has no forward-mode derivative"):
+        torch.func.jvp(attend, (q,), (torch.ones_like(q),))
+    with torch.autograd.forward_ad.dual_level():
+        assert attend(q).shape == q.shape  # no tangent: nothing is asked for
+        with pytest.raises(RuntimeError, match="window_attention has no forward-mode derivative"):
+            attend(torch.autograd.forward_ad.make_dual(q, torch.ones_like(q)))
+
+
+def test_compiled_graphs_check_lengths(backend: str) -> None:
+    # Python does not see values while it traces. Too short a sequence under "shift" must not read beyond the tensor.
+    if backend == "reference":
+        pytest.skip("the reference looks at no values, and reads erased padding there")
+    q, k, v, _ = (x.detach() for x in tensors())
+
+    @torch.compile(backend="eager")
+    def attend(lengths: Tensor) -> Tensor:
+        return window_attention(q, k, v, window=2, boundary="shift", lengths=lengths, backend=backend)
+
+    attend(torch.tensor([9, 5]))
+    for bad in ([9, 4], [10, 9], [-1, 9]):
+        with pytest.raises(RuntimeError, match="lengths must be from 5 to 9"):
+            attend(torch.tensor(bad))
+
+
 def test_inputs_are_left_alone(backend: str) -> None:
     inputs = tensors()
     before = [x.detach().clone() for x in inputs]
