@@ -33,7 +33,7 @@ def _attention_inputs(case: Case, generator: torch.Generator) -> Inputs:
     return tensors | {"grad_out": torch.randn(sizes, generator=generator).to(case.torch_dtype)}
 
 
-def _attention(backend: str) -> Build:
+def _attention(backend: str | None) -> Build:
     def build(case: Case, inputs: Inputs) -> Function:
         def run(inputs: Inputs) -> Tensor:
             q, k, v, rel_bias = (inputs[name] for name in ("q", "k", "v", "rel_bias"))
@@ -50,6 +50,15 @@ WINDOW_ATTENTION = Op(
     exact=_attention("reference"),
     ours=lambda backend: _ours(backend, _attention(backend)),
     differentiable=("q", "k", "v", "rel_bias"),
+)
+
+
+# In the rows of a half type: the same numbers as float32, in the same turns, so that both meet the same minute.
+IN_FLOAT32 = Variant(
+    "sinmdm, float32 inputs",
+    _attention(None),
+    ours=True,
+    into=lambda case, name, tensor: tensor.float() if tensor.is_floating_point() else tensor,
 )
 
 
@@ -327,7 +336,7 @@ CASES: tuple[Case, ...] = (
     # Other head sizes, a batch, a half type.
     *(attention_case(4096, D=D, backward=b, others=SHORT_LIST) for D in (32, 128) for b in (False, True)),
     *(attention_case(1024, B=8, backward=b, others=SHORT_LIST) for b in (False, True)),
-    *(attention_case(4096, dtype="bfloat16", backward=b, others=SHORT_LIST) for b in (False, True)),
+    *(attention_case(4096, dtype="bfloat16", backward=b, others=(*SHORT_LIST, IN_FLOAT32)) for b in (False, True)),
     *(attention_of(preset) for preset in ("small", "paper")),
     # A GPU: batches that fill it.
     *(

@@ -215,14 +215,15 @@ def _growth(short: dict | None, long: dict | None) -> list[str]:
     return lines
 
 
-def _half_against_float(half: dict | None, whole: dict | None) -> list[str]:
-    lines = []
-    for row in _timed(half):
-        other = next((x for x in _timed(whole) if x["variant"] == row["variant"] and row["ours"]), None)
-        if other is not None and half is not None:
-            ratio = _number(row["median_ms"] / other["median_ms"])
-            lines.append(f"{row['variant']}, `{half['name']}`: {ratio} times float32's time")
-    return lines
+def _half_against_float(case: dict | None) -> list[str]:
+    whole = next((row for row in _timed(case) if row["variant"] == registry.IN_FLOAT32.name), None)
+    if case is None or whole is None:
+        return []
+    return [
+        f"{row['variant']}, `{case['name']}`: {_number(row['median_ms'] / whole['median_ms'])} times float32's time"
+        for row in _timed(case)
+        if row["ours"] and row is not whole
+    ]
 
 
 def _call_overhead(case: dict | None) -> list[str]:
@@ -263,8 +264,7 @@ def summary(cases: list[dict]) -> list[str]:
     for backward in (False, True):
         lines += _growth(find(4096, backward=backward), find(65536, backward=backward))
     for backward in (False, True):
-        half = find(4096, dtype="bfloat16", backward=backward)
-        lines += _half_against_float(half, find(4096, backward=backward))
+        lines += _half_against_float(find(4096, dtype="bfloat16", backward=backward))
     lines += _call_overhead(find(64))
     for case in named.values():
         if case["op"] == "training_step":

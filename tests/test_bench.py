@@ -29,7 +29,8 @@ def small_cases() -> list[Case]:
         *(
             registry.attention_case(T, w, backward=b)
             for T, w in ((20, 4), (70, 3), (5, 9), (1, 0))
-            for b in (False, True)
+            # With one key a query, dq and dk are 0 and plain PyTorch finds exactly that: no relative error to compare.
+            for b in ((False,) if T == 1 else (False, True))
         ),
         registry.attention_case(40, 5, B=2, dtype="bfloat16", backward=True),
         *(registry.qna_case(2, 21, w=w, backward=b) for w in (1, 3) for b in (False, True)),
@@ -425,7 +426,7 @@ def test_summary_relates_rows_to_one_another() -> None:
             {ours: 2.0, "SDPA, dense mask": 200.0, "FlexAttention, compiled": 20.0, "local-attention": 10.0},
         ),
         measured(find("window_attention-fwd-B1-T65536-w16-f32"), {ours: 35.2}, 16.8),
-        measured(find("window_attention-fwd-B1-T4096-w16-bf16"), {ours: 1.8}),
+        measured(find("window_attention-fwd-B1-T4096-w16-bf16"), {ours: 1.8, "sinmdm, float32 inputs": 2.0}),
         measured(layer, {ours: 5.0}),
         measured(step, {ours: 80.0, "SDPA, dense mask": 100.0}),
     ]

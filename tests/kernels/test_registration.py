@@ -41,7 +41,8 @@ def attention_inputs(grad: bool = True, boundary: str = "clip", dtype: torch.dty
 def attention_sample(grad: bool, boundary: str = "clip", lengths: Tensor | None = None, **changed) -> tuple:
     *tensors, bias = attention_inputs(grad, boundary, changed.get("dtype", torch.float32))
     bias = None if changed.get("no_bias") else bias
-    return (*tensors, bias, lengths, 2, 2, 0.5, boundary, changed.get("dropout_p", 0.0), -7, "reference")
+    backend = changed.get("backend", "reference")
+    return (*tensors, bias, lengths, 2, 2, 0.5, boundary, changed.get("dropout_p", 0.0), -7, backend)
 
 
 def attention_backward_sample() -> tuple:
@@ -59,6 +60,9 @@ SAMPLES = {
         lambda: attention_sample(True, "circular", LENGTHS, no_bias=True),
         lambda: attention_sample(True, "shift", dropout_p=0.25),
         lambda: attention_sample(True, dtype=torch.bfloat16),
+        lambda: attention_sample(True, lengths=LENGTHS, backend=native()),
+        lambda: attention_sample(True, "circular", no_bias=True, dtype=torch.bfloat16, backend=native()),
+        lambda: attention_sample(False, "shift", dropout_p=0.25, backend=native()),
         lambda: (
             *(randn(2, 2, 9, 3).transpose(1, 2).requires_grad_() for _ in range(3)), None, None, *OPTIONS, "reference",
         ),
@@ -66,6 +70,8 @@ SAMPLES = {
     "window_attention_backward": [
         lambda: (*attention_backward_sample(), *OPTIONS, True, "reference"),
         lambda: (*attention_backward_sample(), *OPTIONS, False, "reference"),
+        lambda: (*attention_backward_sample(), *OPTIONS, True, native()),
+        lambda: (*attention_backward_sample(), *OPTIONS, False, native()),
         lambda: (attention_backward_sample()[0], None, *attention_backward_sample()[2:], *OPTIONS, True, "reference"),
     ],
     "qna_attention": [
