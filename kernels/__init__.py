@@ -9,7 +9,7 @@ if __name__ == "kernels":
 
 from . import dialects as dialects  # a namespace of its own: its functions have other libraries' names
 from ._dispatch import BackendError, backends, extension, implementations
-from .denoise_step import denoise_step
+from .denoise_step import affine_step, denoise_step
 from .philox import philox_normal
 from .q_sample import q_sample
 from .qna_attention import qna_attention
@@ -19,6 +19,7 @@ from .window_attention import window_attention
 __all__ = [
     "BackendError",
     "Schedule",
+    "affine_step",
     "backends",
     "denoise_step",
     "extension",

@@ -96,3 +96,18 @@ def words(name: str, value: int | Tensor, rows: int, device: torch.device, *, co
     if count_up:
         return torch.arange(value, value + rows, device=device, dtype=torch.int64)
     return torch.full((rows,), value, device=device, dtype=torch.int64)
+
+
+def first_frames(frame: int | Tensor, rows: int, device: torch.device) -> Tensor:
+    """(rows,) int64 numbers of each row's first frame, from one int or (B,) integers; values below 2^40."""
+    if isinstance(frame, Tensor):
+        check_shape("frame", frame, (rows,), "(batch,)")
+        check_dtype("frame", frame, (torch.int32, torch.int64))
+        if values_known(frame):
+            low, high = int(frame.min()), int(frame.max())
+            if low < 0 or high >= 2**40:
+                raise ValueError(f"frame must be from 0 to 2**40 - 1, got values from {low} to {high}")
+        return frame.to(device=device, dtype=torch.int64)
+    if isinstance(frame, bool) or not isinstance(frame, int) or not 0 <= frame < 2**40:
+        raise ValueError(f"frame must be from 0 to 2**40 - 1, got {frame!r}")
+    return torch.full((rows,), frame, device=device, dtype=torch.int64)

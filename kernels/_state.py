@@ -4,7 +4,16 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ._checks import STATE_DTYPES, check_device, check_dtype, check_shape, signed_seed, values_known, words
+from ._checks import (
+    STATE_DTYPES,
+    check_device,
+    check_dtype,
+    check_shape,
+    first_frames,
+    signed_seed,
+    values_known,
+    words,
+)
 from .schedule import Schedule
 
 
@@ -30,19 +39,19 @@ def check_noise_source(seed: int | None, noise: Tensor | None, x: Tensor) -> Non
         check_like("noise", noise, x)
 
 
-def check_out(out: Tensor | None, x: Tensor, *operands: Tensor | None) -> None:
-    """Raise unless `out` can hold the new state: like `x`, and each operand is `out` itself or lies elsewhere.
+def check_out(name: str, out: Tensor | None, x: Tensor, *operands: Tensor | None) -> None:
+    """Raise unless `out` can hold a new state: like `x`, and each operand is `out` itself or lies elsewhere.
 
     Elements are computed in no particular order, so that one must not be written while another is still to be read.
     """
     if out is None:
         return
-    check_like("out", out, x)
+    check_like(name, out, x)
     if torch.compiler.is_compiling() or isinstance(out, FakeTensor) or out.device.type == "meta":
         return
     if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
         raise ValueError(
-            f"out must have an element of its own for each of {tuple(out.shape)}, got strides {out.stride()}"
+            f"{name} must have an element of its own for each of {tuple(out.shape)}, got strides {out.stride()}"
         )
     begin, end, dense = _memory(out)
     for operand in (x, *operands):
@@ -51,7 +60,18 @@ def check_out(out: Tensor | None, x: Tensor, *operands: Tensor | None) -> None:
         other_begin, other_end, other_dense = _memory(operand)
         # Views with gaps may lie between one another without harm, and are the caller's business, as in torch.
         if dense and other_dense and begin < other_end and other_begin < end:
-            raise ValueError("out must be one of the inputs itself or share no memory with any of them")
+            raise ValueError(f"{name} must be one of the inputs itself or share no memory with any of them")
+
+
+def check_apart(name: str, tensor: Tensor | None, other_name: str, other: Tensor | None) -> None:
+    """Raise where two results would be written to one place."""
+    if tensor is None or other is None or torch.compiler.is_compiling() or isinstance(tensor, FakeTensor):
+        return
+    begin, end, dense = _memory(tensor)
+    other_begin, other_end, other_dense = _memory(other)
+    same = (tensor.data_ptr(), tensor.stride()) == (other.data_ptr(), other.stride())
+    if tensor.numel() and (same or (dense and other_dense and begin < other_end and other_begin < end)):
+        raise ValueError(f"{name} must share no memory with {other_name}")
 
 
 def _memory(x: Tensor) -> tuple[int, int, bool]:
@@ -90,11 +110,14 @@ def per_row(coefficients: Tensor, x: Tensor) -> Tensor:
     return coefficients.to(device=x.device, dtype=x.dtype).expand(x.shape[0], -1).contiguous()
 
 
-def draw_words(seed: int | None, step: int | Tensor, sample: int | Tensor, x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """(seed, step (B,), sample (B,)) as an op's schema carries them."""
+def draw_words(
+    seed: int | None, step: int | Tensor, sample: int | Tensor, frame: int | Tensor, x: Tensor
+) -> tuple[int, Tensor, Tensor, Tensor]:
+    """(seed, step (B,), sample (B,), frame (B,)) as an op's schema carries them."""
     rows = x.shape[0]
     return (
         signed_seed(seed or 0),
         words("step", step, rows, x.device),
         words("sample", sample, rows, x.device, count_up=True),
+        first_frames(frame, rows, x.device),
     )

@@ -98,12 +98,17 @@ def box_muller(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
     return radius * cosine, radius * sine
 
 
-def philox_normal(shape: Sequence[int], seed: int, step: Tensor, sample: Tensor, device: torch.device) -> Tensor:
-    """Float32 standard normals of `shape` (rows, frames, channels); row b draws from (seed, step[b], sample[b])."""
+def philox_normal(
+    shape: Sequence[int], seed: int, step: Tensor, sample: Tensor, frame: Tensor, device: torch.device
+) -> Tensor:
+    """Float32 standard normals of `shape` (rows, frames, channels); row b draws from (seed, step[b], sample[b]), and
+    its first frame is number frame[b] of the stream."""
     rows, frames, channels = shape
-    elements = frames * channels
-    group = torch.arange((elements + 3) // 4, device=device, dtype=torch.int64)
+    first = frame[:, None].to(device) * channels
+    element = first + torch.arange(frames * channels, device=device, dtype=torch.int64)
+    # Counters hold four elements each: those of the row's first to its last, and one more where it begins within one.
+    group = first // 4 + torch.arange((frames * channels + 3) // 4 + 1, device=device, dtype=torch.int64)
     counter = counter_of(group, step[:, None].to(device), sample[:, None].to(device))
     w0, w1, w2, w3 = torch.broadcast_tensors(*philox4x32(counter, seed))
-    normals = torch.stack([*box_muller(w0, w1), *box_muller(w2, w3)], -1)
-    return normals.reshape(rows, 4 * len(group))[:, :elements].reshape(rows, frames, channels)
+    normals = torch.stack([*box_muller(w0, w1), *box_muller(w2, w3)], -1).flatten(1)
+    return normals.gather(1, element - first // 4 * 4).reshape(rows, frames, channels)

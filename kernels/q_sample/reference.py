@@ -7,10 +7,10 @@ from ..philox.reference import philox_normal
 
 
 def q_sample(
-    x0: Tensor, coefficients: Tensor, noise: Tensor | None, seed: int, step: Tensor, sample: Tensor
+    x0: Tensor, coefficients: Tensor, noise: Tensor | None, seed: int, step: Tensor, sample: Tensor, frame: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x_t = signal * x0 + sigma * noise for coefficients (B, 2) = (signal, sigma), and the noise that was used."""
     if noise is None:
-        noise = philox_normal(x0.shape, seed, step, sample, x0.device).to(x0.dtype)
+        noise = philox_normal(x0.shape, seed, step, sample, frame, x0.device).to(x0.dtype)
     signal, sigma = coefficients[:, :, None, None].unbind(1)
     return torch.addcmul(signal * x0, sigma, noise), noise

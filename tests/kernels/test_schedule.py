@@ -65,7 +65,7 @@ def test_linear_spans_the_published_betas() -> None:
 
 
 def test_the_shortest_schedules() -> None:
-    assert float(Schedule.linear(20).betas[-1]) == pytest.approx(1.0)  # nothing of the signal is left
+    assert float(Schedule.linear(21).betas[-1]) == pytest.approx(20 / 21)
     one = Schedule.cosine(1)
     assert one.betas.tolist() == [0.999]
     assert all(bool(getattr(one, name).isfinite().all()) for name in TABLES)
@@ -91,13 +91,14 @@ def test_a_schedule_of_ones_own_betas() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Schedule.linear(19), "timesteps must be at least 20.*got 19"),
+        (lambda: Schedule.linear(20), "timesteps must be at least 21.*got 20"),
         (lambda: Schedule.cosine(0), "timesteps must be at least 1, got 0"),
         (lambda: Schedule([]), r"betas must have shape \(T,\) with T >= 1, got \(0,\)"),
         (lambda: Schedule([[0.1]]), r"betas must have shape.*got \(1, 1\)"),
-        (lambda: Schedule([0.1, 0.0]), r"betas must lie in \(0, 1\]"),
-        (lambda: Schedule([0.1, 1.5]), r"betas must lie in \(0, 1\]"),
-        (lambda: Schedule([0.1, math.nan]), r"betas must lie in \(0, 1\]"),
+        (lambda: Schedule([0.1, 0.0]), r"betas must lie in \(0, 1\), got 0.0"),
+        (lambda: Schedule([0.1, 1.0]), r"betas must lie in \(0, 1\), got 1.0"),
+        (lambda: Schedule([0.1, 1.5]), r"betas must lie in \(0, 1\)"),
+        (lambda: Schedule([0.1, math.nan]), r"betas must lie in \(0, 1\)"),
     ],
 )
 def test_errors_name_the_argument(make, message: str) -> None:
