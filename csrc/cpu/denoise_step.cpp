@@ -4,65 +4,37 @@ namespace sinmdm::cpu {
 
 namespace ts = torch::stable;
 
-namespace {
-
-// One row of Schedule.step_coefficients.
-struct Step {
-  float x_to_x0, model_to_x0, of_x0, of_x, of_previous, of_noise;
-};
-
-// Null pointers are operands that are not given. The result may lie where x does: each element is read before it is
-// written.
-SINMDM_CLONES
-void combine(const Step& c, const float* x, const float* model, const float* known, const float* mask,
-             const float* previous, const float* z, int64_t count, float* out) {
-  float result[kBlock];
-  if (known != nullptr) {
-    for (int64_t i = 0; i < count; ++i) {
-      const float x0 = c.x_to_x0 * x[i] + c.model_to_x0 * model[i];
-      result[i] = c.of_x0 * (known[i] * mask[i] + x0 * (1.0f - mask[i])) + c.of_x * x[i];
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
-      result[i] = c.of_x0 * (c.x_to_x0 * x[i] + c.model_to_x0 * model[i]) + c.of_x * x[i];
-    }
-  }
-  if (previous != nullptr) {
-    for (int64_t i = 0; i < count; ++i) result[i] += c.of_previous * previous[i];
-  }
-  if (z != nullptr) {
-    for (int64_t i = 0; i < count; ++i) result[i] += c.of_noise * z[i];
-  }
-  std::copy(result, result + count, out);
-}
-
-}  // namespace
-
-// All states (B, frames, channels) with any strides (0 where broadcast); float32 but for model_output; coefficients
-// (B, 6) contiguous float32; step, sample (B,) int64. Bytes a state element: 12 for x, model_output and out.
+// All states (B, frames, channels) with any strides (0 where broadcast); float32 but for the two predictions;
+// coefficients (B, 10) contiguous float32; step, sample, frame (B,) int64. Bytes a state element: 12 for x_t,
+// model_output and out, 4 more for each other operand.
 void denoise_step(const ts::Tensor& x_t, const ts::Tensor& model_output, const ts::Tensor& coefficients,
-                  const std::optional<ts::Tensor>& known, const std::optional<ts::Tensor>& mask,
-                  const std::optional<ts::Tensor>& previous_x0, const std::optional<ts::Tensor>& noise, bool draws,
-                  int64_t seed, const ts::Tensor& step, const ts::Tensor& sample, ts::Tensor out) {
-  const Operand x(x_t), model(model_output), held = optional_operand(known), share = optional_operand(mask);
-  const Operand previous = optional_operand(previous_x0), given = optional_operand(noise);
+                  const std::optional<ts::Tensor>& unconditional, const std::optional<ts::Tensor>& known,
+                  const std::optional<ts::Tensor>& mask, const std::optional<ts::Tensor>& previous_x0,
+                  const std::optional<ts::Tensor>& noise, bool clips, bool draws, int64_t seed, const ts::Tensor& step,
+                  const ts::Tensor& sample, const ts::Tensor& frame, ts::Tensor out, std::optional<ts::Tensor> x0_out) {
+  const noise::Kernels& loops = noise_kernels();
+  const Operand x(x_t), model(model_output), other = optional_operand(unconditional), held = optional_operand(known);
+  const Operand share = optional_operand(mask), previous = optional_operand(previous_x0);
+  const Operand given = optional_operand(noise);
   const Result result(out);
-  const Step* rows = reinterpret_cast<const Step*>(coefficients.const_data_ptr<float>());
-  const Draw draw{static_cast<uint64_t>(seed), step.const_data_ptr<int64_t>(), sample.const_data_ptr<int64_t>()};
+  const Result x0 = x0_out.has_value() ? Result(*x0_out) : Result();
+  const auto* rows = reinterpret_cast<const noise::Step*>(coefficients.const_data_ptr<float>());
+  const Draw draw(seed, step, sample, frame, x.channels);
   for_each_block(x_t.size(0), x_t.size(1) * x_t.size(2), [&](int64_t b, int64_t begin, int64_t count) {
-    float buffers[7][kBlock];
+    float buffers[9][kBlock];
     const auto block = [&](const Operand& operand, int slot) -> const float* {
-      return operand.given() ? operand.read(b, begin, count, buffers[slot]) : nullptr;
+      return operand.given() ? operand.read(loops, b, begin, count, buffers[slot]) : nullptr;
     };
-    const float* z = block(given, 5);
-    if (draws) {
-      draw.fill(b, begin, count, buffers[5]);
-      z = buffers[5];
-    }
-    float* target = result.target(b, begin, buffers[6]);
-    combine(rows[b], block(x, 0), block(model, 1), block(held, 2), block(share, 3), block(previous, 4), z, count,
-            target);
+    NormalsBuffer normals;
+    const float* z = draws ? draw.read(loops, b, begin, count, normals) : block(given, 0);
+    float* target = result.target(b, begin, buffers[7]);
+    float* x0_target = x0.given() ? x0.target(b, begin, buffers[8]) : nullptr;
+    const noise::States states{
+        block(x, 1), block(model, 2), block(other, 3), block(held, 4), block(share, 5), block(previous, 6),
+        z,           target,          x0_target};
+    loops.denoise(rows[b], clips, states, count);
     result.write(b, begin, count, target);
+    if (x0.given()) x0.write(b, begin, count, x0_target);
   });
 }
 

@@ -1,6 +1,6 @@
 #include "cpu/noise.h"
 
-#include "philox.h"
+#include "cpu/isa.h"
 
 namespace sinmdm::cpu {
 
@@ -8,26 +8,6 @@ namespace ts = torch::stable;
 using torch::headeronly::ScalarType;
 
 namespace {
-
-constexpr int64_t kLanes = 16;  // counters computed side by side: one AVX-512 register of 32-bit words
-
-SINMDM_CLONES
-void normals_16(uint64_t seed, uint64_t first, uint32_t step, uint32_t sample, int64_t groups, float* __restrict z) {
-  for (int64_t g = 0; g < groups; g += kLanes) {
-    uint32_t w0[kLanes], w1[kLanes], w2[kLanes], w3[kLanes];
-    for (int64_t l = 0; l < kLanes; ++l) {
-      const Words w = philox4x32_10(counter_of(first + g + l, step, sample), seed);
-      w0[l] = w.x0, w1[l] = w.x1, w2[l] = w.x2, w3[l] = w.x3;
-    }
-    float z0[kLanes], z1[kLanes], z2[kLanes], z3[kLanes];
-    for (int64_t l = 0; l < kLanes; ++l) box_muller(w0[l], w1[l], z0[l], z1[l]);
-    for (int64_t l = 0; l < kLanes; ++l) box_muller(w2[l], w3[l], z2[l], z3[l]);
-    float* block = z + 4 * g;
-    for (int64_t l = 0; l < kLanes; ++l) {
-      block[4 * l] = z0[l], block[4 * l + 1] = z1[l], block[4 * l + 2] = z2[l], block[4 * l + 3] = z3[l];
-    }
-  }
-}
 
 template <typename T>
 void gather(const T* data, const Operand& x, int64_t b, int64_t begin, int64_t count, float* buffer) {
@@ -52,15 +32,20 @@ void set_layout(View& view, const ts::Tensor& x) {
 
 }  // namespace
 
-void normals(uint64_t seed, uint64_t first, uint32_t step, uint32_t sample, int64_t groups, float* z) {
-  normals_16(seed, first, step, sample, groups, z);
+const noise::Kernels& noise_kernels() {
+#if SINMDM_X86_SETS
+  static const noise::Kernels* const sets[] = {&noise::kBaseline, &noise::kAvx2, &noise::kAvx512};
+#else
+  static const noise::Kernels* const sets[] = {&noise::kBaseline};
+#endif
+  return *sets[instruction_set()];
 }
 
 Operand::Operand(const ts::Tensor& x) : data(x.const_data_ptr()), dtype(x.scalar_type()) {
   set_layout(*this, x);
 }
 
-const float* Operand::read(int64_t b, int64_t begin, int64_t count, float* buffer) const {
+const float* Operand::read(const noise::Kernels& loops, int64_t b, int64_t begin, int64_t count, float* buffer) const {
   switch (dtype) {
     case ScalarType::Float: {
       const float* floats = static_cast<const float*>(data);
@@ -71,11 +56,15 @@ const float* Operand::read(int64_t b, int64_t begin, int64_t count, float* buffe
     case ScalarType::Double:
       gather(static_cast<const double*>(data), *this, b, begin, count, buffer);
       return buffer;
-    case ScalarType::Half:
-      gather(static_cast<const c10::Half*>(data), *this, b, begin, count, buffer);
-      return buffer;
     default:
-      gather(static_cast<const c10::BFloat16*>(data), *this, b, begin, count, buffer);
+      if (packed) {
+        const uint16_t* halves = static_cast<const uint16_t*>(data) + b * stride[0] + begin;
+        loops.widen_halves(dtype == ScalarType::BFloat16, halves, count, buffer);
+      } else if (dtype == ScalarType::BFloat16) {
+        gather(static_cast<const c10::BFloat16*>(data), *this, b, begin, count, buffer);
+      } else {
+        gather(static_cast<const c10::Half*>(data), *this, b, begin, count, buffer);
+      }
       return buffer;
   }
 }

@@ -12,20 +12,14 @@
 #include <cstdint>
 #include <optional>
 
+#include "cpu/noise/table.h"
+
 namespace sinmdm::cpu {
 
-// One library for every x86-64 machine: the loops below are compiled for AVX-512, AVX2 and the baseline, and the loader
-// picks. Elsewhere the plain loop is built.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define SINMDM_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define SINMDM_CLONES
-#endif
+constexpr int64_t kBlock = 1024;  // elements: a block of every operand fits in L1
 
-constexpr int64_t kBlock = 1024;  // elements; a multiple of 64, so that a block starts at a counter and fits in L1
-
-// z[0 .. 4 * groups): the normals of the counters first .. first + groups; groups a multiple of 16.
-void normals(uint64_t seed, uint64_t first, uint32_t step, uint32_t sample, int64_t groups, float* z);
+// The loops of the set of instructions in use.
+const noise::Kernels& noise_kernels();
 
 // A (batch, frames, channels) operand with any strides, read as float32 by runs of the row-major element index.
 struct Operand {
@@ -39,7 +33,7 @@ struct Operand {
   explicit Operand(const torch::stable::Tensor& x);
   bool given() const { return data != nullptr; }
   // Elements begin .. begin + count of row b: in place where they are packed float32, otherwise copied to `buffer`.
-  const float* read(int64_t b, int64_t begin, int64_t count, float* buffer) const;
+  const float* read(const noise::Kernels& loops, int64_t b, int64_t begin, int64_t count, float* buffer) const;
 };
 
 // The same for the float32 result.
@@ -59,15 +53,35 @@ struct Result {
 
 Operand optional_operand(const std::optional<torch::stable::Tensor>& x);
 
-// One draw's names: the key, and each row's counter words.
+// Where a block's normals are computed: whole vectors of counters, of which the first and the last may reach beyond it.
+struct NormalsBuffer {
+  alignas(64) float z[kBlock + 4 + 4 * noise::kCounters];
+};
+
+// One draw's names: the key, each row's counter words, and the number of its first element in the stream.
 struct Draw {
   uint64_t seed;
   const int64_t* step;
   const int64_t* sample;
+  const int64_t* frame;
+  int64_t channels;
 
-  void fill(int64_t b, int64_t begin, int64_t count, float* z) const {
-    normals(seed, static_cast<uint64_t>(begin) / 4, static_cast<uint32_t>(step[b]), static_cast<uint32_t>(sample[b]),
-            (count + 63) / 64 * 16, z);
+  Draw(int64_t seed, const torch::stable::Tensor& step, const torch::stable::Tensor& sample,
+       const torch::stable::Tensor& frame, int64_t channels)
+      : seed(static_cast<uint64_t>(seed)),
+        step(step.const_data_ptr<int64_t>()),
+        sample(sample.const_data_ptr<int64_t>()),
+        frame(frame.const_data_ptr<int64_t>()),
+        channels(channels) {}
+
+  // The normals of elements begin .. begin + count of row b, somewhere in `buffer`.
+  const float* read(const noise::Kernels& loops, int64_t b, int64_t begin, int64_t count, NormalsBuffer& buffer) const {
+    const uint64_t element = static_cast<uint64_t>(frame[b]) * static_cast<uint64_t>(channels) + begin;
+    const int64_t skipped = static_cast<int64_t>(element % 4);
+    constexpr int64_t whole = 4 * noise::kCounters;
+    loops.normals(seed, element / 4, static_cast<uint32_t>(step[b]), static_cast<uint32_t>(sample[b]),
+                  (skipped + count + whole - 1) / whole * noise::kCounters, buffer.z);
+    return buffer.z + skipped;
   }
 };
 

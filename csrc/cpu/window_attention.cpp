@@ -7,12 +7,12 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include <cstdlib>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "cpu/isa.h"
 #include "cpu/window/problem.h"
 
 namespace sinmdm::cpu {
@@ -25,34 +25,13 @@ namespace {
 
 constexpr double kLeastWork = 1 << 16;  // multiply-adds that are worth waking a thread for
 
-// The best set of instructions that this processor has, or the lesser one that SINMDM_CPU_ISA names.
 const Kernels& kernels() {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if SINMDM_X86_SETS
   static const Kernels* const sets[] = {&kBaseline, &kAvx2, &kAvx512};
-  static const int best = [] {
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return avx512 ? 2 : avx2 ? 1 : 0;
-  }();
-#ifdef SINMDM_AVX512_TARGET  // the wide tiles, compiled for narrower registers: to run them on any machine
-  constexpr int last = 2;
-#else
-  const int last = best;
-#endif
 #else
   static const Kernels* const sets[] = {&kBaseline};
-  constexpr int best = 0, last = 0;
 #endif
-  const char* named = std::getenv("SINMDM_CPU_ISA");
-  if (named == nullptr || *named == '\0') return *sets[best];
-  std::string names;
-  for (int i = 0; i <= last; ++i) {
-    if (std::string(named) == sets[i]->name) return *sets[i];
-    names += (i == 0 ? "" : ", ") + std::string(sets[i]->name);
-  }
-  STD_TORCH_CHECK(false, "SINMDM_CPU_ISA must be one of ", names, " on this processor, got ", named);
+  return *sets[instruction_set()];
 }
 
 Element element_of(const ts::Tensor& x) {

@@ -1,6 +1,7 @@
+#include "cpu/isa.h"
 #include "cpu/window/problem.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if SINMDM_X86_SETS
 // 16 registers of 32 bytes.
 #define SINMDM_ISA avx2
 #define SINMDM_TARGET __attribute__((target("avx2,fma")))
@@ -11,7 +12,7 @@
 
 namespace sinmdm::cpu::window {
 
-const Kernels kAvx2{"avx2", avx2::forward, avx2::backward};
+const Kernels kAvx2{avx2::forward, avx2::backward};
 
 }  // namespace sinmdm::cpu::window
 

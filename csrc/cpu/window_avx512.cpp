@@ -1,6 +1,7 @@
+#include "cpu/isa.h"
 #include "cpu/window/problem.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if SINMDM_X86_SETS
 // 32 registers of 64 bytes; the broadcast is part of the multiply-add. A test compiles the same tiles for another set,
 // to run them on processors that have no such registers.
 #ifdef SINMDM_AVX512_TARGET
@@ -16,7 +17,7 @@
 
 namespace sinmdm::cpu::window {
 
-const Kernels kAvx512{"avx512", avx512::forward, avx512::backward};
+const Kernels kAvx512{avx512::forward, avx512::backward};
 
 }  // namespace sinmdm::cpu::window
 

@@ -10,6 +10,6 @@
 
 namespace sinmdm::cpu::window {
 
-const Kernels kBaseline{"baseline", baseline::forward, baseline::backward};
+const Kernels kBaseline{baseline::forward, baseline::backward};
 
 }  // namespace sinmdm::cpu::window

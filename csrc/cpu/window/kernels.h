@@ -1,6 +1,7 @@
-// The bodies of one instruction set. See simd.h for what the including file defines.
+// The bodies of one instruction set. See the two simd.h for what the including file defines.
 
 // clang-format off: each builds on those before it
+#include "cpu/simd.h"
 #include "cpu/window/simd.h"
 #include "cpu/window/products.h"
 #include "cpu/window/forward.h"

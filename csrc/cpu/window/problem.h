@@ -209,7 +209,6 @@ struct Backward : Problem {
 
 // The bodies of one instruction set: tasks begin .. end.
 struct Kernels {
-  const char* name;
   void (*forward)(const Forward&, int64_t begin, int64_t end);
   void (*backward)(const Backward&, int64_t begin, int64_t end);
 };
