@@ -31,12 +31,14 @@ void check_launch(const char* kernel, int error) {
 
 }  // namespace
 
-void philox_normal(int64_t seed, const ts::Tensor& step, const ts::Tensor& sample, ts::Tensor out) {
+void philox_normal(int64_t seed, const ts::Tensor& step, const ts::Tensor& sample, const ts::Tensor& frame,
+                   ts::Tensor out) {
   const ts::accelerator::DeviceGuard guard(out.get_device_index());
-  check_launch("philox_normal",
-               launch_philox_normal(static_cast<uint64_t>(seed), step.const_data_ptr<int64_t>(),
-                                    sample.const_data_ptr<int64_t>(), out.size(0), out.size(1) * out.size(2),
-                                    out.mutable_data_ptr<float>(), current_stream(out.get_device_index())));
+  check_launch(
+      "philox_normal",
+      launch_philox_normal(static_cast<uint64_t>(seed), step.const_data_ptr<int64_t>(),
+                           sample.const_data_ptr<int64_t>(), frame.const_data_ptr<int64_t>(), out.size(0), out.size(1),
+                           out.size(2), out.mutable_data_ptr<float>(), current_stream(out.get_device_index())));
 }
 
 std::string build() {

@@ -12,8 +12,8 @@ void runtime_version(char* buffer);
 
 const char* error_text(int error);
 
-// out (rows, elements) contiguous float32; step, sample (rows) int64; all on the current device.
-int launch_philox_normal(uint64_t seed, const int64_t* step, const int64_t* sample, int64_t rows, int64_t elements,
-                         float* out, CUstream_st* stream);
+// out (rows, frames, channels) contiguous float32; step, sample, frame (rows) int64; all on the current device.
+int launch_philox_normal(uint64_t seed, const int64_t* step, const int64_t* sample, const int64_t* frame, int64_t rows,
+                         int64_t frames, int64_t channels, float* out, CUstream_st* stream);
 
 }  // namespace sinmdm::cuda

@@ -3,7 +3,7 @@
 from .bvh import BVHError
 from .clip import Clip
 from .features import ArrayLayout, Layout, Motion, SkeletonLayout, layout_for, layout_from_dict
-from .files import read_motion, write_motion
+from .files import MotionWriter, read_motion, write_motion, writing_motion
 from .normalizer import Normalizer
 from .skeleton import Skeleton
 from .strip import draw_strip
@@ -15,6 +15,7 @@ __all__ = [
     "Clip",
     "Layout",
     "Motion",
+    "MotionWriter",
     "Normalizer",
     "Skeleton",
     "SkeletonLayout",
@@ -24,4 +25,5 @@ __all__ = [
     "read_motion",
     "walker",
     "write_motion",
+    "writing_motion",
 ]

@@ -15,6 +15,7 @@ import numpy as np
 from .skeleton import CHANNELS, Skeleton
 
 _SPELLING = {channel.lower(): channel for channel in CHANNELS}
+_BLOCK = 32  # frames formatted at once: one by one is slower, and so are thousands, which the cache does not hold
 
 
 class BVHError(ValueError):
@@ -200,8 +201,8 @@ def _refuse_first_bad(lines: _Lines, rows: list[tuple[int, list[str]]]) -> None:
             _number(text)
 
 
-def render(skeleton: Skeleton, frame_time: float, values: np.ndarray) -> str:
-    """BVH text: offsets, End Sites and frame time exact, values (frames, channels) to 9 decimals, no exponents."""
+def header(skeleton: Skeleton, frames: int, frame_time: float) -> bytes:
+    """The part of a BVH file before its rows, UTF-8: offsets, End Sites and frame time (seconds) exact."""
     out = ["HIERARCHY"]
     children: list[list[int]] = [[] for _ in skeleton.names]
     for joint, parent in enumerate(skeleton.parents[1:], 1):
@@ -224,10 +225,16 @@ def render(skeleton: Skeleton, frame_time: float, values: np.ndarray) -> str:
             out += [f"{indent}\tEnd Site", f"{indent}\t{{", f"{indent}\t\tOFFSET {_numbers(site)}", f"{indent}\t}}"]
         pending.append((depth, "}"))
         pending += [(depth + 1, child) for child in reversed(children[item])]
-    out += ["MOTION", f"Frames: {len(values)}", f"Frame Time: {_numbers([frame_time])}"]
-    row = " ".join(["%.9f"] * skeleton.channel_count)
-    out += [row % tuple(frame) for frame in values.tolist()]
-    return "\n".join(out) + "\n"
+    out += ["MOTION", f"Frames: {frames}", f"Frame Time: {_numbers([frame_time])}"]
+    return ("\n".join(out) + "\n").encode()
+
+
+def rows(values: np.ndarray) -> Iterator[bytes]:
+    """The rows of values (frames, channels), some frames at a time: to 9 decimals, no exponents."""
+    row = b" ".join([b"%.9f"] * values.shape[1]) + b"\n"
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK]
+        yield (row * len(block)) % tuple(block.ravel().tolist())
 
 
 def _numbers(numbers: np.ndarray | list[float] | tuple[float, ...]) -> str:

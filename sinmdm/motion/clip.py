@@ -18,6 +18,7 @@ from .atomic import replacing
 from .skeleton import Skeleton
 
 _AXES = "XYZ"
+_POLE = 1e-7  # radians
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +82,9 @@ class Clip:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write a BVH file, whole or not at all. Raises: OSError where it cannot be written."""
-        with replacing(path) as temporary:
-            temporary.write_text(bvh.render(self.skeleton, self.frame_time, self.values), "utf-8", newline="\n")
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            file.write(bvh.header(self.skeleton, len(self), self.frame_time))
+            file.writelines(bvh.rows(self.values))
 
     def rotations(self) -> Tensor:
         """Local rotation matrices (frames, J, 3, 3) float64: the product of the rotation channels as printed."""
@@ -125,21 +127,41 @@ class Clip:
         completed by the missing axes (exact where the rotation can be had from them), with none it stays unrotated.
         Raises: ValueError where shapes disagree with the skeleton or values are not finite.
         """
-        shape = (len(rotations), len(skeleton), 3)
-        if tuple(rotations.shape) != (*shape, 3) or tuple(translations.shape) != shape:
+        return ClipChunks(skeleton, frame_time).append(rotations, translations)
+
+
+class ClipChunks:
+    """`Clip.from_motion` of a motion that comes chunk by chunk: the clips together are that of the whole, to the bit.
+
+    frame_time: seconds from frame to frame.
+    """
+
+    def __init__(self, skeleton: Skeleton, frame_time: float) -> None:
+        self._skeleton = skeleton
+        self._frame_time = frame_time
+        self._groups = [(_Angles(order), *group) for order, group in _rotation_groups(skeleton).items()]
+
+    def append(self, rotations: Tensor, translations: Tensor) -> Clip:
+        """The clip of the next frames: their rotations (frames, J, 3, 3) and translations (frames, J, 3).
+
+        Raises: ValueError as `Clip.from_motion`; the chunk then counts as not given.
+        """
+        joints = len(self._skeleton)
+        shape = (len(rotations), joints, 3)
+        if tuple(rotations.shape) != (*shape, 3) or tuple(translations.shape) != shape or not len(rotations):
             raise ValueError(
                 f"rotations have shape {tuple(rotations.shape)} and translations {tuple(translations.shape)}, "
-                f"must be (frames, {len(skeleton)}, 3, 3) and (frames, {len(skeleton)}, 3)"
+                f"must be (frames, {joints}, 3, 3) and (frames, {joints}, 3), one frame or more"
             )
-        values = np.zeros((len(rotations), skeleton.channel_count))
-        rotations = rotations.detach().to("cpu", torch.float64)
-        if not rotations.isfinite().all():
-            raise ValueError("rotations must be finite")
-        for order, (turning, angles) in _rotation_groups(skeleton).items():
-            values[:, angles] = _angles(order, rotations[:, turning])
-        joints, axes, columns = _position_channels(skeleton)
-        values[:, columns] = translations.detach().to("cpu", torch.float64).numpy()[:, joints, axes]
-        return cls(skeleton, values, frame_time)
+        rotations, translations = (tensor.detach().to("cpu", torch.float64) for tensor in (rotations, translations))
+        if not (rotations.isfinite().all() and translations.isfinite().all()):
+            raise ValueError("rotations and translations must be finite")
+        values = np.zeros((len(rotations), self._skeleton.channel_count))
+        for angles, turning, columns in self._groups:
+            values[:, columns] = angles.append(rotations[:, turning])
+        moving, axes, places = _position_channels(self._skeleton)
+        values[:, places] = translations.numpy()[:, moving, axes]
+        return Clip(self._skeleton, values, self._frame_time)
 
 
 def _rotation_groups(skeleton: Skeleton) -> dict[str, tuple[list[int], list[list[int]]]]:
@@ -165,23 +187,60 @@ def _position_channels(skeleton: Skeleton) -> tuple[list[int], list[int], list[i
     return [joint for joint, _, _ in found], [axis for _, axis, _ in found], [column for _, _, column in found]
 
 
-def _angles(order: str, rotations: Tensor) -> np.ndarray:
-    """Degrees (frames, n, len(order)) of rotations (frames, n, 3, 3), continuous over frames.
+class _Angles:
+    """Angles about the axes of `order`, continuous over the frames of all chunks.
 
     A rotation has two triples of angles, (a, b, c) and (a + 180, 180 - b, c + 180), each up to whole turns. Going from
     one to the other keeps distances, so that which of the two a frame should take depends on its neighbour alone.
     """
-    full = order + "".join(axis for axis in _AXES if axis not in order)
-    angles = roma.rotmat_to_euler(full, rotations, degrees=True).numpy()
-    other = np.stack([angles[..., 0] + 180.0, 180.0 - angles[..., 1], angles[..., 2] + 180.0], axis=-1)
-    if len(order) == 3:
-        stay = np.abs(_wrapped(angles[1:] - angles[:-1])).sum(-1)
-        swap = np.abs(_wrapped(other[1:] - angles[:-1])).sum(-1)
-        swapped = np.concatenate([np.zeros((1, angles.shape[1]), dtype=bool), np.cumsum(swap < stay, axis=0) % 2 == 1])
-    else:
-        swapped = np.abs(_wrapped(other[..., 2])) < np.abs(_wrapped(angles[..., 2]))
-    angles = np.where(swapped[..., None], other, angles)[..., : len(order)]
-    return np.unwrap(angles, period=360.0, axis=0)
+
+    def __init__(self, order: str) -> None:
+        self._order = order
+        # Of the latest frame: the first triple, whether the other one was taken, and whole turns added to it.
+        self._latest: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def append(self, rotations: Tensor) -> np.ndarray:
+        """Degrees (frames, n, len(order)) of the next rotations (frames, n, 3, 3), float64."""
+        used = len(self._order)
+        following = _principal(self._order + "".join(axis for axis in _AXES if axis not in self._order), rotations)
+        if self._latest is None:
+            joints = following.shape[1]
+            self._latest = following[:1], np.zeros((1, joints), dtype=bool), np.zeros((1, joints, used))
+        latest, latest_swapped, latest_turns = self._latest
+        first = np.concatenate([latest, following])
+        other = np.stack([first[..., 0] + 180.0, 180.0 - first[..., 1], first[..., 2] + 180.0], axis=-1)
+        if used == 3:
+            stay = np.abs(_wrapped(first[1:] - first[:-1])).sum(-1)
+            swap = np.abs(_wrapped(other[1:] - first[:-1])).sum(-1)
+            swapped = np.logical_xor.accumulate(np.concatenate([latest_swapped, swap < stay]))
+        else:
+            swapped = np.abs(_wrapped(other[..., 2])) < np.abs(_wrapped(first[..., 2]))
+        angles = np.where(swapped[..., None], other, first)[..., :used]
+        jumps = np.rint((angles[:-1] - angles[1:]) / 360.0)
+        turns = np.cumsum(np.concatenate([latest_turns, jumps]), axis=0)  # whole numbers: their sums are exact
+        self._latest = first[-1:], swapped[-1:], turns[-1:]
+        return (angles + 360.0 * turns)[1:]
+
+
+def _principal(order: str, rotations: Tensor) -> np.ndarray:
+    """Degrees (frames, n, 3) in [-180, 180] about the three axes of `order`; at a pole the third is 0.
+
+    What roma.rotmat_to_euler computes (Bernardes and Viollet 2022, doi:10.1371/journal.pone.0276302), but in numpy:
+    torch's atan2 and hypot differ in the last bit between the body of a tensor and its tail, and a frame's angles must
+    not depend on how many frames come with it.
+    """
+    k, j, i = map(_AXES.index, order)
+    sign = (i - j) * (j - k) * (k - i) // 2
+    q = roma.rotmat_to_unitquat(rotations).numpy()
+    a, b = q[..., 3] - q[..., j], q[..., i] + sign * q[..., k]
+    c, d = q[..., 3] + q[..., j], sign * q[..., k] - q[..., i]
+    middle = 2 * np.arctan2(np.hypot(c, d), np.hypot(a, b))
+    half_sum, half_difference = np.arctan2(b, a), np.arctan2(d, c)
+    half_difference = np.where(middle <= _POLE, half_sum, half_difference)  # at a pole only one of them is determined
+    half_sum = np.where(middle >= np.pi - _POLE, half_difference, half_sum)
+    third = half_sum - half_difference
+    angles = np.degrees(np.stack([sign * (half_sum + half_difference), middle - np.pi / 2, third], axis=-1))
+    return angles - 360.0 * np.rint(angles / 360.0)
 
 
 def _wrapped(degrees: np.ndarray) -> np.ndarray:

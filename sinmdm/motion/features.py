@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar, TypeAlias
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .clip import Clip
+from .clip import Clip, ClipChunks
 from .rotations import from_6d, orthonormal_6d, to_6d
 from .skeleton import Skeleton
 
@@ -57,9 +58,18 @@ class Layout(ABC):
         Raises: ValueError where the motion does not fit the layout.
         """
 
-    @abstractmethod
     def decode(self, features: Tensor) -> Motion:
-        """Features (frames, size), also noisy ones, to a motion. Raises: ValueError where they are not finite."""
+        """Features (frames, size), also noisy ones, to a motion. Raises: ValueError as a `decoder`."""
+        return self.decoder()(features)
+
+    @abstractmethod
+    def decoder(self) -> Callable[[Tensor], Motion]:
+        """Decodes one motion chunk by chunk: a function of the next features (frames, size) to the next frames.
+
+        The chunks, of one frame or more, together are what `decode` makes of the whole, to the bit.
+        The function raises: ValueError where the shape is another or a number is not finite; the chunk then counts as
+        not given.
+        """
 
     def resample(self, features: Tensor, positions: Tensor, rate: Tensor) -> Tensor:
         """Features at fractional frames: a batch of time-stretched windows of one motion.
@@ -77,7 +87,7 @@ class Layout(ABC):
 
     def _checked(self, features: Tensor) -> Tensor:
         if features.ndim != 2 or features.shape[1] != self.size or not len(features):
-            raise ValueError(f"features have shape {tuple(features.shape)}, must be (frames, {self.size})")
+            raise ValueError(f"features have shape {tuple(features.shape)}, must be (1 frame or more, {self.size})")
         features = features.detach().to("cpu")
         if not features.isfinite().all():
             raise ValueError("features must be finite")
@@ -173,17 +183,28 @@ class SkeletonLayout(Layout):
             dim=1,
         ).float()
 
-    def decode(self, features: Tensor) -> Clip:
-        """As `Layout.decode`; any 6D number is read as a rotation, and the clip begins at `begin`."""
-        features = self._checked(features).double()
-        velocity, height, rotations, translated, _ = (features[:, group] for group in self.groups)
-        translations = torch.tensor(self.rest, dtype=torch.float64).repeat(len(features), 1, 1)
-        begin = torch.tensor(self.begin, dtype=torch.float64)
-        translations[:, 0, [0, 2]] = begin + velocity.cumsum(0) - velocity[:1]
-        translations[:, 0, 1:2] = height
-        translations[:, list(self.translated)] = translated.unflatten(1, (-1, 3))
-        matrices = from_6d(rotations.unflatten(1, (-1, 6)))
-        return Clip.from_motion(self.skeleton, matrices, translations, self.frame_time)
+    def decoder(self) -> Callable[[Tensor], Clip]:
+        """As `Layout.decoder`; any 6D number is read as a rotation, and the clip begins at `begin`."""
+        clips = ClipChunks(self.skeleton, self.frame_time)
+        rest = torch.tensor(self.rest, dtype=torch.float64)
+        root: Tensor | None = None  # (1, 2): x and z in the latest frame
+
+        def decode(features: Tensor) -> Clip:
+            nonlocal root
+            features = self._checked(features).double()
+            velocity, height, rotations, translated, _ = (features[:, group] for group in self.groups)
+            if root is None:
+                way = torch.cat([torch.tensor([self.begin], dtype=torch.float64), velocity[1:]]).cumsum(0)
+            else:
+                way = torch.cat([root, velocity]).cumsum(0)[1:]
+            root = way[-1:]
+            translations = rest.repeat(len(features), 1, 1)
+            translations[:, 0, [0, 2]] = way
+            translations[:, 0, 1:2] = height
+            translations[:, list(self.translated)] = translated.unflatten(1, (-1, 3))
+            return clips.append(from_6d(rotations.unflatten(1, (-1, 6))), translations)
+
+        return decode
 
     def resample(self, features: Tensor, positions: Tensor, rate: Tensor) -> Tensor:
         """As `Layout.resample`; rotations stay rotations, contacts in [0, 1], and the root goes the same way.
@@ -255,9 +276,9 @@ class ArrayLayout(Layout):
         _require_frames(len(features))
         return features
 
-    def decode(self, features: Tensor) -> Tensor:
-        """As `Layout.decode`: the features, on the CPU in float32."""
-        return self._checked(features).float()
+    def decoder(self) -> Callable[[Tensor], Tensor]:
+        """As `Layout.decoder`: the features, on the CPU in float32, contiguous."""
+        return lambda features: self._checked(features).float().contiguous()
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, **asdict(self)}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import bvh
 from .atomic import replacing
 from .clip import Clip
-from .features import Motion
+from .features import Layout, Motion, SkeletonLayout
 
 
 def read_motion(path: str | os.PathLike[str]) -> Motion:
@@ -36,14 +40,70 @@ def write_motion(path: str | os.PathLike[str], motion: Motion) -> None:
     Raises: ValueError where motion and suffix do not go together; OSError where it cannot be written.
     """
     path = Path(path)
-    wanted = ".bvh" if isinstance(motion, Clip) else ".npy"
-    if path.suffix.lower() != wanted:
-        raise ValueError(f"{path}: suffix is {path.suffix!r}, must be {wanted} for this motion")
+    _require_suffix(path, ".bvh" if isinstance(motion, Clip) else ".npy")
     if isinstance(motion, Clip):
         motion.write(path)
         return
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, motion.detach().cpu().numpy(), allow_pickle=False)
+
+
+class MotionWriter:
+    """Takes the features of a motion chunk by chunk into an open file; `writing_motion` makes it.
+
+    written: frames so far.
+    """
+
+    def __init__(self, file: BinaryIO, layout: Layout, frames: int) -> None:
+        self.written = 0
+        self._file = file
+        self._frames = frames
+        self._decode = layout.decoder()
+        if isinstance(layout, SkeletonLayout):
+            file.write(bvh.header(layout.skeleton, frames, layout.frame_time))
+        else:
+            head = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": (frames, layout.size)}
+            np.lib.format.write_array_header_1_0(file, head)
+
+    def write(self, features: Tensor) -> None:
+        """Append the next frames: features (frames, size) of the layout, in the motion's own units.
+
+        Raises: ValueError where the layout refuses them, or they are more frames than are left; OSError where they
+        cannot be written.
+        """
+        if (frames := self.written + len(features)) > self._frames:
+            raise ValueError(f"features bring the motion to {frames} frames, must be {self._frames} in all")
+        motion = self._decode(features)
+        if isinstance(motion, Clip):
+            self._file.writelines(bvh.rows(motion.values))
+        else:
+            self._file.write(motion.numpy().data)
+        self.written = frames
+
+
+@contextlib.contextmanager
+def writing_motion(path: str | os.PathLike[str], layout: Layout, frames: int) -> Iterator[MotionWriter]:
+    """Yield a writer for the features of a motion of `frames` frames, of which no more than a chunk is held in memory.
+
+    The file is, byte for byte, what `write_motion` makes of the whole decoded motion: `.bvh` for a skeleton's layout,
+    `.npy` for an array's. It appears when the block ends; where anything is raised, nothing is left.
+    Raises: ValueError where layout and suffix do not go together, `frames` is less than 1, or another number of frames
+    was written; OSError where the file cannot be written.
+    """
+    path = Path(path)
+    _require_suffix(path, ".bvh" if isinstance(layout, SkeletonLayout) else ".npy")
+    if frames < 1:
+        raise ValueError(f"frames is {frames}, must be at least 1")
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        writer = MotionWriter(file, layout, frames)
+        yield writer
+        if writer.written != frames:
+            raise ValueError(f"{path}: {writer.written} frames were written, must be {frames}")
+
+
+def _require_suffix(path: Path, wanted: str) -> None:
+    if path.suffix.lower() != wanted:
+        raise ValueError(f"{path}: suffix is {path.suffix!r}, must be {wanted} for this motion")
 
 
 def _load_npy(path: Path) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 import bvhio
 import numpy as np
 import pytest
+import roma
 import torch
 
 from sinmdm.motion import BVHError, Clip, Skeleton
@@ -144,6 +145,18 @@ def test_angles_at_the_poles(rig, order, middle):
     clip = Clip(skeleton, np.array([[30.0, middle, 50.0], [-170.0, middle, 100.0]]), 0.1)
     again = Clip.from_motion(skeleton, clip.rotations(), clip.translations(), 0.1)
     torch.testing.assert_close(again.rotations(), clip.rotations(), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("order", [*permutations("XYZ")])
+def test_angles_are_those_of_roma(rig, order):
+    """But for whole turns: 180 degrees are also -180. At the poles the third angle is 0."""
+    degrees = torch.cat([torch.rand(500, 3) * 360, torch.tensor([[30.0, 90.0, 50.0], [-170.0, -90.0, 100.0]])]).double()
+    rotations = roma.euler_to_rotmat("".join(order), degrees, degrees=True)
+    skeleton = rig([-1, *range(len(degrees) - 1)], [tuple(f"{axis}rotation" for axis in order)] * len(degrees))
+    angles = Clip.from_motion(skeleton, rotations[None], torch.zeros(1, len(degrees), 3), 0.1).values.reshape(-1, 3)
+    difference = angles - roma.rotmat_to_euler("".join(order), rotations, degrees=True).numpy()
+    np.testing.assert_allclose(difference, 360 * np.rint(difference / 360), rtol=0, atol=1e-10)
+    np.testing.assert_array_equal(angles[-2:, 2], 0)
 
 
 @pytest.mark.parametrize("own", [("Yrotation",), ("Zrotation", "Xrotation"), ("Xrotation", "Zrotation"), ()])
