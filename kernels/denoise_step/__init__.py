@@ -57,8 +57,18 @@ def _native(*inputs_and_outs):  # type: ignore[no-untyped-def]
             note_write(result)
 
 
+def _triton(*inputs_and_outs):  # type: ignore[no-untyped-def]
+    from . import triton  # only where it is called: the package needs torch alone
+
+    triton.denoise_step(*inputs_and_outs)
+    for result in inputs_and_outs[-2:]:
+        if result is not None:
+            note_write(result)
+
+
 _dispatch.register("denoise_step", "reference", _reference, names(STATE_DTYPES))
 _dispatch.register("denoise_step", "cpu", _native, ("float32",))
+_dispatch.register("denoise_step", "triton", _triton, ("float32",))
 
 
 def _into_out(*arguments):  # type: ignore[no-untyped-def]
@@ -161,6 +171,7 @@ def affine_step(
         seed: 0 .. 2^64 - 1: draw the noise. Where neither it nor `noise` is given the step has none, whatever its
             coefficient.
         step: 32-bit word naming the draw, or (B,) of them.
+        mask: that its values lie in [0, 1] is the caller's promise here.
 
     Returns:
         The new state, like x_t (`out` where given); with return_x0 or x0_out also the x0 that it was made from.
@@ -301,6 +312,8 @@ def denoise_step(
     noiseless = previous_x0 is not None or eta == 0
     if previous_x0 is not None and eta:
         raise ValueError(f"eta must be None or 0 where previous_x0 is given, got {eta}")
+    if mask is not None:
+        check_mask(mask)
     if previous_x0 is None and t_last is not None:
         raise ValueError("t_last is the timestep of previous_x0, which is not given")
     if noiseless:
@@ -332,20 +345,23 @@ def _ends(t_prev: int | Tensor | None, t: int | Tensor) -> bool:
     return t_prev == -1 if isinstance(t_prev, int) else t_prev is None and isinstance(t, int) and t == 0
 
 
+def check_mask(mask: Tensor) -> None:
+    """Raise where values of a mask are known and lie outside [0, 1]."""
+    if values_known(mask):
+        low, high = float(mask.min()), float(mask.max())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"mask must lie in [0, 1], got values from {low} to {high}")
+
+
 def _expanded_mask(mask: Tensor, x_t: Tensor) -> Tensor:
     check_dtype("mask", mask, (x_t.dtype,))
     check_device("mask", mask, "x_t", x_t)
     if mask.requires_grad:
         raise ValueError("mask has no gradient: pass mask.detach()")
     try:
-        expanded = mask.expand(x_t.shape)
+        return mask.expand(x_t.shape)
     except RuntimeError as error:
         raise ValueError(f"mask must broadcast to {tuple(x_t.shape)}, got {tuple(mask.shape)}") from error
-    if values_known(mask):
-        low, high = float(mask.min()), float(mask.max())
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"mask must lie in [0, 1], got values from {low} to {high}")
-    return expanded
 
 
 def _coefficients(

@@ -29,8 +29,16 @@ def _native(seed: int, step: Tensor, sample: Tensor, frame: Tensor, out: Tensor)
     note_write(out)
 
 
+def _triton(seed: int, step: Tensor, sample: Tensor, frame: Tensor, out: Tensor) -> None:
+    from . import triton  # only where it is called: the package needs torch alone
+
+    triton.philox_normal(seed, step, sample, frame, out)
+    note_write(out)
+
+
 _dispatch.register("philox_normal", "reference", _reference, ("float32",))
 _dispatch.register("philox_normal", "cpu", _native, ("float32",))
+_dispatch.register("philox_normal", "triton", _triton, ("float32",))
 _dispatch.register("philox_normal", "cuda", _native, ("float32",))
 
 

@@ -39,8 +39,16 @@ def _native(*inputs_and_outs):  # type: ignore[no-untyped-def]
     note_write(inputs_and_outs[-2])
 
 
+def _triton(*inputs_and_outs):  # type: ignore[no-untyped-def]
+    from . import triton  # only where it is called: the package needs torch alone
+
+    triton.q_sample(*inputs_and_outs)
+    note_write(inputs_and_outs[-2])
+
+
 _dispatch.register("q_sample", "reference", _reference, names(STATE_DTYPES))
 _dispatch.register("q_sample", "cpu", _native, ("float32",))
+_dispatch.register("q_sample", "triton", _triton, ("float32",))
 
 
 def _into_out(*arguments):  # type: ignore[no-untyped-def]

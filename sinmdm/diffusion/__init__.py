@@ -1,6 +1,19 @@
-"""Gaussian diffusion: noise schedules and samplers."""
+"""Gaussian diffusion: noise schedules, samplers, and streams without an end."""
 
 from ..kernels import Schedule
-from .sampling import SAMPLERS, sample
+from .graph import GraphCache
+from .plan import SAMPLERS, SPACINGS, Plan, plan_steps, timesteps_visited
+from .sampling import sample
+from .streaming import stream
 
-__all__ = ["SAMPLERS", "Schedule", "sample"]
+__all__ = [
+    "SAMPLERS",
+    "SPACINGS",
+    "GraphCache",
+    "Plan",
+    "Schedule",
+    "plan_steps",
+    "sample",
+    "stream",
+    "timesteps_visited",
+]

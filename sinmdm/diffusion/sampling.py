@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels import Schedule, denoise_step, philox_normal
+from ..kernels import Schedule, affine_step, philox_normal
+from ..kernels.denoise_step import check_mask
+from .graph import GraphCache, replay
+from .plan import Plan, plan_steps
 
-SAMPLERS = ("ddpm",)
 INITIAL_STEP = 0xFFFFFFFF  # the counter word of x_T's own draw
+# A local network is given longer motions in pieces of so many frames: their activations stay in the caches, and memory
+# is the state's alone.
+PIECE = 2048
 
 
-def _timesteps(schedule: Schedule, steps: int | None) -> list[int]:
-    """The timesteps to visit, falling: all of them, or `steps` at even distances from the last one."""
-    total = len(schedule)
-    if steps is None:
-        return list(range(total - 1, -1, -1))
-    if not 1 <= steps <= total:
-        raise ValueError(f"steps must be from 1 to {total}, got {steps}")
-    return [round((i + 1) * total / steps) - 1 for i in reversed(range(steps))]
+def check_model(model: Callable[..., Tensor], what: str) -> int:
+    """Frames on each side that an output frame of `model` depends on. Raises ValueError where that is all of them."""
+    field = getattr(model, "receptive_field", None)
+    if field is None:
+        raise ValueError(f"model must be local (have a receptive_field) for {what}, got {type(model).__name__}")
+    return int(field)
+
+
+def conditions_of(model: Callable[..., Tensor], plan: Plan, device: torch.device) -> Tensor:
+    """What the model is told of each step, made once: a row of its `conditions` where it has a method of that name (as
+    WindowTransformer), which is all that it makes of a timestep; the timestep itself elsewhere."""
+    timesteps = torch.tensor(plan.timesteps, device=device)
+    return model.conditions(timesteps) if hasattr(model, "conditions") else timesteps
+
+
+def call_model(model: Callable[..., Tensor], x: Tensor, told: Tensor, lengths: Tensor | None) -> Tensor:
+    """The network's prediction for the state x (B, frames, features), in that shape; told: a row of `conditions_of`."""
+    options = {} if lengths is None else {"lengths": lengths}
+    if hasattr(model, "conditions"):
+        return model(x.transpose(1, 2), conditions=told, **options).transpose(1, 2)
+    return model(x.transpose(1, 2), told.expand(len(x)), **options).transpose(1, 2)
+
+
+def pieces(x: Tensor, piece: int, field: int) -> Iterator[tuple[int, int, int, Tensor]]:
+    """A state (B, frames, features) in pieces of `piece` frames, each with up to `field` frames beside it.
+
+    Yields (begin, end, before, window): the piece is frames begin .. end of x, and frames `before` .. of the window,
+    which holds the values of before any of them was overwritten: the caller may write a piece's frames of x when it
+    has used the window.
+    """
+    frames = x.shape[1]
+    left = x[:, :0]
+    for begin in range(0, frames, piece):
+        end = min(begin + piece, frames)
+        window = torch.cat([left, x[:, begin : min(end + field, frames)]], 1)
+        before = left.shape[1]
+        yield begin, end, before, window
+        left = window[:, max(before + end - begin - field, 0) : before + end - begin]
 
 
 @torch.no_grad()
@@ -30,31 +66,54 @@ def sample(
     schedule: Schedule,
     *,
     sampler: str = "ddpm",
-    steps: int | None = None,
+    steps: int | Sequence[int] | None = None,
+    spacing: str = "trailing",
+    prediction: str = "x0",
+    variance: str = "fixed_small",
+    eta: float | None = None,
+    clip: float | None = None,
     seed: int | None = None,
     noise: Callable[[int], Tensor] | None = None,
     known: Tensor | None = None,
     mask: Tensor | None = None,
     lengths: Tensor | None = None,
+    piece: int | None = None,
+    graph: bool | None = None,
+    graphs: GraphCache | None = None,
     device: torch.device | str | None = None,
     first_sample: int = 0,
     on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Draw motions from a network that predicts x_0.
+    """Draw motions from a network.
 
     Sample b of seed s is the same whatever else is in the batch (up to the rounding of the network's matrix products,
     which may group rows differently): its noise is `philox_normal`'s of (s, timestep, first_sample + b).
 
+    A network that is local, which it says by an attribute `receptive_field` (the frames on each side that an output
+    frame depends on), is given a long motion in pieces with their surroundings: memory is then that of one float32
+    state, updated in place (two with "dpmpp_2m"), and the result is the same up to float rounding.
+
     Args:
-        model: maps (B, features, frames) and timesteps (B,) to the predicted x_0; takes `lengths=` where given.
+        model: maps (B, features, frames) and timesteps (B,) to its prediction; takes `lengths=` where given, and
+            `conditions=` where it has a method of that name (`sinmdm.nn.WindowTransformer`).
         shape: (B, features, frames) of the result.
         schedule: the one the model was trained with.
-        sampler: "ddpm" (Ho et al. 2020, algorithm 2, with the posterior's variance).
-        steps: visit so many timesteps at even distances; default all.
+        sampler: "ddpm" (Ho et al. 2020, algorithm 2), "ddim" (Song et al. 2021, eq. 12) or "dpmpp_2m" (Lu et al. 2022,
+            algorithm 2).
+        steps, spacing: the timesteps to visit, as `timesteps_visited`; default all.
+        prediction: what the network gives: "x0", "epsilon" or "v".
+        variance: of "ddpm": "fixed_small" or "fixed_large".
+        eta: of "ddim": 0 (default) to 1, the share of fresh noise.
+        clip: bound of |x0|.
         seed: 0 .. 2^64 - 1; this or `noise` must be given.
         noise: callable of the step (a timestep, or 0xFFFFFFFF for x_T) that gives (B, features, frames) normals.
         known, mask: at every step x0 <- known * mask + x0 * (1 - mask); known of `shape`, mask in [0, 1] broadcasting.
         lengths: (B,) int, real frames, handed to the model.
+        piece: frames of a piece; default 2048 where the network is local and the motion longer than twice that,
+            otherwise all. Needs a local network where it is less than the motion.
+        graph: on CUDA, False to launch every kernel by itself; otherwise network and step are one CUDA graph where
+            the noise is drawn from a seed and the motion is in one piece.
+        graphs: where captured graphs are kept for the next call of the same shape and seed.
         device: where to compute; default the CPU.
         first_sample: number of the batch's first sample.
         on_step: called after each step with the number of steps done.
@@ -67,13 +126,21 @@ def sample(
     """
     if len(shape) != 3 or any(n < 0 for n in shape):
         raise ValueError(f"shape must be (batch, features, frames), got {tuple(shape)}")
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
     if (seed is None) == (noise is None):
         raise ValueError("give either seed or noise")
     batch, features, frames = shape
     device = torch.device(device or "cpu")
-    visited = _timesteps(schedule, steps)
+    plan = plan_steps(
+        schedule, sampler=sampler, steps=steps, spacing=spacing, prediction=prediction, variance=variance, eta=eta,
+        clip=clip,
+    )  # fmt: skip
+    if piece is None:
+        piece = PIECE if hasattr(model, "receptive_field") and frames > 2 * PIECE else max(frames, 1)
+    if isinstance(piece, bool) or not isinstance(piece, int) or piece < 1:
+        raise ValueError(f"piece must be an int >= 1, got {piece!r}")
+    if piece < frames:
+        check_model(model, f"pieces of {piece} frames")
+    known, mask = _blend(known, mask, shape, device)
 
     # Inside, states are (B, frames, features): the order in which the noise is numbered, and the network's own.
     def given(step: int) -> Tensor | None:
@@ -84,30 +151,102 @@ def sample(
             raise ValueError(f"noise must give {tuple(shape)}, got {tuple(drawn.shape)}")
         return drawn.to(device, torch.float32).transpose(1, 2)
 
-    samples = torch.arange(first_sample, first_sample + batch, device=device)
-    x = given(INITIAL_STEP)
-    if x is None:
+    tensors = {"samples": torch.arange(first_sample, first_sample + batch, device=device)}
+    start = given(INITIAL_STEP)
+    if start is None:
         assert seed is not None
-        x = philox_normal((frames, features), seed=seed, step=INITIAL_STEP, sample=samples, device=device)
-    x = x.clone(memory_format=torch.contiguous_format)  # the state, which the steps overwrite
-    options = {} if lengths is None else {"lengths": lengths.to(device)}
+        x = philox_normal(
+            (frames, features), seed=seed, step=INITIAL_STEP, sample=tensors["samples"], device=device
+        )  # fmt: skip
+    else:
+        x = start.clone(memory_format=torch.contiguous_format)  # the state, which the steps overwrite
+    tensors |= {"x": x, "coefficients": plan.coefficients.to(device), "told": conditions_of(model, plan, device)}
+    tensors["words"] = torch.tensor(plan.timesteps, device=device)
+    if plan.second_order:
+        tensors["previous"] = torch.zeros_like(x)
+    if known is not None and mask is not None:
+        tensors |= {"known": known, "mask": mask}
+    if lengths is not None:
+        tensors["lengths"] = lengths.to(device)
+    loop = _Loop(model, plan, tensors, seed, piece)
+    if graph is not False and device.type == "cuda" and noise is None and piece >= frames:
+        result = replay(loop.captured_step, model, tensors, len(plan), loop.constants, graphs, on_step)
+        if result is not None:
+            return result.transpose(1, 2)
+    for i in range(len(plan)):
+        loop.step(i, given(plan.timesteps[i]) if plan.draws and i + 1 < len(plan) else None)
+        if on_step is not None:
+            on_step(i + 1)
+    return x.transpose(1, 2)
+
+
+class _Loop:
+    """One run: what its steps work on (see `sample`), and the steps."""
+
+    def __init__(
+        self, model: Callable[..., Tensor], plan: Plan, tensors: dict[str, Tensor], seed: int | None, piece: int
+    ) -> None:
+        self.model, self.plan, self.tensors, self.seed, self.piece = model, plan, tensors, seed, piece
+
+    @property
+    def constants(self) -> tuple[Any, ...]:
+        """What a captured step has built in, beside its tensors."""
+        training = getattr(self.model, "training", None)
+        return self.seed, self.plan.draws, self.plan.clips, training, torch.is_autocast_enabled("cuda")
+
+    def step(self, i: int, fresh: Tensor | None) -> None:
+        """Step number i of the plan."""
+        rows = {name: self.tensors[name][i : i + 1] for name in ("coefficients", "told", "words")}
+        x, lengths = self.tensors["x"], self.tensors.get("lengths")
+        frames = x.shape[1]
+        if self.piece >= frames:
+            self._write(self.tensors, rows, 0, frames, call_model(self.model, x, rows["told"], lengths), fresh)
+            return
+        field = check_model(self.model, f"pieces of {self.piece} frames")
+        for begin, end, before, window in pieces(x, self.piece, field):
+            here = None if lengths is None else (lengths - (begin - before)).clamp(0, window.shape[1])
+            predicted = call_model(self.model, window, rows["told"], here)[:, before : before + end - begin]
+            self._write(self.tensors, rows, begin, end, predicted, fresh)
+
+    def captured_step(self, tensors: dict[str, Tensor], cursor: Tensor) -> None:
+        """The step whose number is in `cursor` (1,), with nothing that the host would have to know."""
+        rows = {name: tensors[name].index_select(0, cursor) for name in ("coefficients", "told", "words")}
+        x = tensors["x"]
+        predicted = call_model(self.model, x, rows["told"], tensors.get("lengths"))
+        self._write(tensors, rows, 0, x.shape[1], predicted, None)
+
+    def _write(
+        self, tensors: dict[str, Tensor], rows: dict[str, Tensor], begin: int, end: int, predicted: Tensor,
+        fresh: Tensor | None,
+    ) -> None:  # fmt: skip
+        """The step of frames begin .. end, in place."""
+
+        def part(x: Tensor | None) -> Tensor | None:
+            return x if x is None or x.shape[1] == 1 else x[:, begin:end]
+
+        x, previous = tensors["x"][:, begin:end], part(tensors.get("previous"))
+        affine_step(
+            x, predicted, rows["coefficients"], previous_x0=previous, known=part(tensors.get("known")),
+            mask=part(tensors.get("mask")), noise=part(fresh), clips=self.plan.clips,
+            seed=self.seed if self.plan.draws else None, step=rows["words"].expand(len(x)), sample=tensors["samples"],
+            frame=begin, out=x, x0_out=previous,
+        )  # fmt: skip
+
+
+def _blend(
+    known: Tensor | None, mask: Tensor | None, shape: tuple[int, int, int], device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """known (B, frames, features), and mask in three dimensions that broadcast to that, on the device."""
     if (known is None) != (mask is None):
         raise ValueError("known and mask must be given together")
-    if known is not None and mask is not None:
-        if tuple(known.shape) != tuple(shape):
-            raise ValueError(f"known must have shape {tuple(shape)}, got {tuple(known.shape)}")
-        try:
-            mask = mask.to(device, torch.float32).expand(shape).transpose(1, 2)
-        except RuntimeError as error:
-            raise ValueError(f"mask must broadcast to {tuple(shape)}, got {tuple(mask.shape)}") from error
-        known = known.to(device, torch.float32).transpose(1, 2)
-    for done, (t, t_prev) in enumerate(zip(visited, [*visited[1:], -1], strict=True), 1):
-        predicted = model(x.transpose(1, 2), torch.full((batch,), t, device=device), **options)
-        fresh = given(t) if t_prev >= 0 else None
-        x = denoise_step(
-            x, predicted.transpose(1, 2), t, schedule, t_prev=t_prev, known=known, mask=mask, noise=fresh,
-            seed=seed if t_prev >= 0 else None, sample=samples, out=x,
-        )  # fmt: skip
-        if on_step is not None:
-            on_step(done)
-    return x.transpose(1, 2)
+    if known is None or mask is None:
+        return None, None
+    if tuple(known.shape) != tuple(shape):
+        raise ValueError(f"known must have shape {tuple(shape)}, got {tuple(known.shape)}")
+    try:
+        mask.expand(shape)
+    except RuntimeError as error:
+        raise ValueError(f"mask must broadcast to {tuple(shape)}, got {tuple(mask.shape)}") from error
+    check_mask(mask)
+    mask = mask.to(device, torch.float32).reshape((1,) * (3 - mask.dim()) + tuple(mask.shape))
+    return known.to(device, torch.float32).transpose(1, 2), mask.transpose(1, 2)

@@ -40,8 +40,9 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, condition: Tensor, lengths: Tensor | None) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, -1)
+    def forward(self, x: Tensor, modulation: Tensor, lengths: Tensor | None) -> Tensor:
+        """x (B, frames, d_model), modulation (B or 1, 6 d_model) made of the timestep by `self.modulation`."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation[:, None].chunk(6, -1)
         h = self.attention(torch.addcmul(shift1, self.norm1(x), 1 + scale1), lengths)
         x = torch.addcmul(x, gate1, self.dropout(h))
         h = self.mlp(torch.addcmul(shift2, self.norm2(x), 1 + scale2))
@@ -90,10 +91,31 @@ class WindowTransformer(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, x: Tensor, timesteps: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """x (B, features, frames), timesteps (B,) integers, lengths (B,) real frames; to x's shape."""
+    def conditions(self, timesteps: Tensor) -> Tensor:
+        """All that the network makes of timesteps (N,): (N, layers, 6 d_model), the modulation of every block.
+
+        A sampler computes it once for all its steps, and gives `forward` the rows of each.
+        """
         condition = self.time(timestep_embedding(timesteps, self.d_model).to(self.input.weight.dtype))
+        return torch.stack([block.modulation(condition) for block in self.blocks], 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor | None = None,
+        lengths: Tensor | None = None,
+        *,
+        conditions: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, features, frames), timesteps (B,) integers, lengths (B,) real frames; to x's shape.
+
+        `conditions`, (B or 1, layers, 6 d_model) of the method of that name, may be given instead of the timesteps.
+        """
+        if (timesteps is None) == (conditions is None):
+            raise ValueError("give either timesteps or conditions")
+        if conditions is None:
+            conditions = self.conditions(timesteps)
         h = self.input(x.transpose(1, 2))
-        for block in self.blocks:
-            h = block(h, condition, lengths)
+        for block, modulation in zip(self.blocks, conditions.unbind(1), strict=True):
+            h = block(h, modulation, lengths)
         return self.output(F.layer_norm(h, h.shape[-1:])).transpose(1, 2)

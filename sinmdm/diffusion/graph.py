@@ -1,0 +1,105 @@
+"""A sampler's loop in one CUDA graph: network and step are captured once, and a counter on the device says which step.
+
+A replay launches everything at once, so that small networks are not bound by the launching of their kernels. Captured
+are addresses, so the tensors of a loop are kept beside its graph and filled anew for the next run.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WARM_UP = 2  # steps before the capture: libraries allocate their workspaces and Triton compiles in them
+KEPT = 8  # captured loops that a cache holds
+
+
+@dataclass
+class Captured:
+    """A graph of one step, the counter it reads and advances, and the tensors it works on."""
+
+    graph: torch.cuda.CUDAGraph
+    cursor: Tensor
+    tensors: dict[str, Tensor]
+
+
+class GraphCache:
+    """The loops that were captured last, at most KEPT, by shape and by whatever else a graph has as a constant."""
+
+    def __init__(self) -> None:
+        self._loops: OrderedDict[tuple[Any, ...], Captured] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._loops)
+
+    def get(self, key: tuple[Any, ...], make: Callable[[], Captured]) -> Captured:
+        """The loop of `key`, made by `make` where there is none."""
+        loop = self._loops.pop(key, None) or make()
+        self._loops[key] = loop
+        while len(self._loops) > KEPT:
+            self._loops.popitem(last=False)
+        return loop
+
+
+def _capture(step: Callable[[dict[str, Tensor], Tensor], None], tensors: dict[str, Tensor]) -> Captured:
+    tensors = {name: x.clone() for name, x in tensors.items()}
+    device = tensors["x"].device
+    cursor = torch.zeros(1, dtype=torch.int64, device=device)
+    aside = torch.cuda.Stream(device)
+    aside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_UP):
+            step(tensors, cursor)
+    torch.cuda.current_stream(device).wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(tensors, cursor)
+        cursor.add_(1)
+    return Captured(graph, cursor, tensors)
+
+
+def replay(
+    step: Callable[[dict[str, Tensor], Tensor], None],
+    model: Callable[..., Tensor],
+    tensors: dict[str, Tensor],
+    count: int,
+    constants: tuple[Any, ...],
+    cache: GraphCache | None,
+    on_step: Callable[[int], None] | None,
+) -> Tensor | None:
+    """Run `step` `count` times in a CUDA graph.
+
+    Args:
+        step: (tensors, cursor (1,) int64 on the device): one step of the loop, which overwrites tensors["x"].
+        model: the network; its parameters' addresses are captured.
+        tensors: what the step works on, on one CUDA device.
+        constants: what a captured step has built in, such as the seed.
+        cache: where captured loops are kept; None keeps none.
+        on_step: called after each launch with the number of steps launched; the device may be behind.
+
+    Returns:
+        The final tensors["x"], a copy; or None, with a warning that says why, where the step cannot be captured.
+    """
+    addresses = tuple(p.data_ptr() for p in model.parameters()) if isinstance(model, nn.Module) else (id(model),)
+    shapes = tuple((name, tuple(x.shape), x.dtype, x.device) for name, x in tensors.items())
+    try:
+        with torch.cuda.device(tensors["x"].device):
+            make = lambda: _capture(step, tensors)  # noqa: E731
+            loop = make() if cache is None else cache.get((addresses, shapes, *constants), make)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(f"sinmdm: sampling without a CUDA graph, which is slower: {reason}", RuntimeWarning, stacklevel=3)
+        return None
+    for name, x in tensors.items():
+        loop.tensors[name].copy_(x)
+    loop.cursor.zero_()
+    for done in range(1, count + 1):
+        loop.graph.replay()
+        if on_step is not None:
+            on_step(done)
+    return loop.tensors["x"].clone()
