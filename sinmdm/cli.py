@@ -33,9 +33,23 @@ def _positive(text: str) -> float:
     return value
 
 
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
+    return value
+
+
+def _steps(text: str) -> int | list[int]:
+    return [_whole(0, 2**31)(t) for t in text.split(",")] if "," in text else _count(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     from . import __version__
-    from .diffusion import SAMPLERS
+    from .diffusion import SAMPLERS, SPACINGS
     from .presets import PRESETS
     from .training import PRECISIONS
 
@@ -78,8 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("-n", type=_count, default=1, help="how many (default 1)")
     sample.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for sample00.bvh, ...")
     sample.add_argument("--sampler", choices=SAMPLERS, default="ddpm")
-    sample.add_argument("--steps", type=_count, help="timesteps to visit (default all)")
-    sample.add_argument("--batch-size", type=_count, default=16, help="motions computed at once (default 16)")
+    sample.add_argument("--steps", type=_steps, help="timesteps to visit (default all): how many, or a list 90,60,30,0")
+    sample.add_argument("--spacing", choices=SPACINGS, default="trailing", help="of --steps timesteps")
+    sample.add_argument("--eta", type=_share, help="of ddim: 0 (default) to 1, the share of fresh noise")
+    sample.add_argument("--batch-size", type=_count, help="motions computed at once (default up to 16)")
     sample.add_argument("--device", help="default: cuda where torch sees it, else cpu")
     common(sample)
 
@@ -133,7 +149,6 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    from .motion import Clip, write_motion
     from .motion.atomic import filling
     from .run import load
 
@@ -145,14 +160,11 @@ def _sample(arguments: argparse.Namespace) -> None:
         frames = max(1, round(arguments.seconds * run.fps))
     bar, on_step = _steps_bar(arguments.quiet, "sampling")
     with filling(arguments.out) as folder, bar:
-        motions = run.sample(
-            frames, arguments.n, seed=arguments.seed or 0, sampler=arguments.sampler, steps=arguments.steps,
-            batch_size=arguments.batch_size, device=arguments.device, on_step=on_step,
+        run.write_samples(
+            folder, frames, arguments.n, seed=arguments.seed or 0, sampler=arguments.sampler, steps=arguments.steps,
+            spacing=arguments.spacing, eta=arguments.eta, batch_size=arguments.batch_size, device=arguments.device,
+            on_step=on_step,
         )  # fmt: skip
-        digits = max(2, len(str(arguments.n - 1)))
-        for index, motion in enumerate(motions):
-            suffix = ".bvh" if isinstance(motion, Clip) else ".npy"
-            write_motion(folder / f"sample{index:0{digits}d}{suffix}", motion)
     print(f"{arguments.n} motions of {frames} frames are in {arguments.out}")
 
 

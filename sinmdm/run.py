@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .diffusion import Schedule, sample
-from .motion import Layout, Motion, Normalizer, layout_from_dict, read_motion
+from .diffusion import GraphCache, Schedule, plan_steps, sample, stream
+from .kernels._checks import signed_seed
+from .motion import Layout, Motion, Normalizer, layout_from_dict, read_motion, writing_motion
 from .motion.atomic import replacing
 from .nn import WindowTransformer
 from .presets import Preset
@@ -31,6 +32,8 @@ from .presets import Preset
 FORMAT = 1
 CONFIG, MODEL, CHECKPOINT, LOG = "config.json", "model.safetensors", "checkpoint.safetensors", "log.csv"
 MOTION_FILES = ("clip.bvh", "clip.npy")
+DEFAULT_BATCH, DEFAULT_FRAMES = 16, 2**16  # motions that are computed at once, and frames of them in all
+WRITTEN_AT_ONCE = 1024  # frames that are decoded at once: what is made of them stays in the caches
 
 
 class RunError(ValueError):
@@ -138,6 +141,7 @@ class Run:
     motion: Motion
     normalizer: Normalizer
     network: WindowTransformer
+    graphs: GraphCache = field(default_factory=GraphCache, repr=False)
 
     @property
     def schedule(self) -> Schedule:
@@ -149,28 +153,11 @@ class Run:
         """Frames a second of what it generates; None for arrays, whose rate is not known."""
         return None if self.layout.frame_time is None else 1 / self.layout.frame_time
 
-    def sample(
-        self,
-        frames: int,
-        n: int = 1,
-        *,
-        seed: int = 0,
-        sampler: str = "ddpm",
-        steps: int | None = None,
-        batch_size: int = 16,
-        device: torch.device | str | None = None,
-        on_step: Callable[[int, int], None] | None = None,
-    ) -> list[Motion]:
+    def sample(self, frames: int, n: int = 1, **options: Any) -> list[Motion]:
         """New motions.
 
         Args:
-            frames: length of each.
-            n: how many; sample k of a seed does not depend on n or batch_size.
-            seed: 0 .. 2^64 - 1.
-            sampler, steps: as `sinmdm.diffusion.sample`.
-            batch_size: how many are computed at once.
-            device: where; default CUDA where torch sees it, else the CPU. The noise is the same everywhere.
-            on_step: called with (steps done, steps in all) over all batches.
+            frames, n, options: as `features`.
 
         Returns:
             n clips, or arrays (frames, features) for a run on an array.
@@ -178,27 +165,131 @@ class Run:
         Raises:
             ValueError: an argument that is not as above.
         """
-        for name, value in (("frames", frames), ("n", n), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+        return [self.layout.decode(self.normalizer.invert(x)) for x in self.features(frames, n, **options)]
+
+    def write_samples(self, folder: str | os.PathLike[str], frames: int, n: int = 1, **options: Any) -> list[Path]:
+        """New motions, into sample00.bvh (.npy for a run on an array), sample01.bvh, ... of a folder.
+
+        Decodes and writes a few thousand frames at a time, so that the memory of a long motion is that of its features
+        alone. Each file appears whole or not at all.
+
+        Args:
+            folder: an existing one.
+            frames, n, options: as `features`.
+
+        Returns:
+            The files.
+
+        Raises:
+            ValueError: an argument that is not as above. OSError: a file cannot be written.
+        """
+        suffix = ".npy" if self.layout.frame_time is None else ".bvh"
+        digits = max(2, len(str(n - 1)))
+        files = []
+        for index, x in enumerate(self.features(frames, n, **options)):
+            files.append(Path(folder) / f"sample{index:0{digits}d}{suffix}")
+            with writing_motion(files[-1], self.layout, frames) as writer:
+                for part in x.split(WRITTEN_AT_ONCE):
+                    writer.write(self.normalizer.invert(part))
+        return files
+
+    def features(
+        self,
+        frames: int,
+        n: int = 1,
+        *,
+        seed: int = 0,
+        sampler: str = "ddpm",
+        steps: int | Sequence[int] | None = None,
+        spacing: str = "trailing",
+        eta: float | None = None,
+        batch_size: int | None = None,
+        device: torch.device | str | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Tensor]:
+        """The features of new motions, one after another, as the network knows them: not yet scaled back or decoded.
+
+        Args:
+            frames: length of each.
+            n: how many; sample k of a seed does not depend on n or batch_size.
+            seed: 0 .. 2^64 - 1.
+            sampler, steps, spacing, eta: as `sinmdm.diffusion.sample`.
+            batch_size: how many are computed at once; default 16, or less where that would be more than 65 536 frames.
+            device: where; default CUDA where torch sees it, else the CPU. The noise is the same everywhere.
+            on_step: called with (steps done, steps in all) over all batches.
+
+        Yields:
+            (frames, features) float32 on the CPU.
+
+        Raises:
+            ValueError: an argument that is not as above, at the call and not only at the first motion.
+        """
+        _check_counts(frames=frames, n=n)
+        if batch_size is None:
+            batch_size = max(1, min(DEFAULT_BATCH, DEFAULT_FRAMES // frames))
+        _check_counts(batch_size=batch_size)
         where = device_named(device)
-        network = self.network.to(where).eval()
+        options: dict[str, Any] = {"sampler": sampler, "steps": steps, "spacing": spacing, "eta": eta}
+        each = len(plan_steps(self.schedule, **options))
+        signed_seed(seed)
         begins = range(0, n, batch_size)
-        each = steps or self.preset.timesteps
-        motions: list[Motion] = []
-        for number, begin in enumerate(begins):
-            count = min(batch_size, n - begin)
 
-            def report(done: int, number: int = number) -> None:
-                if on_step is not None:
-                    on_step(number * each + done, len(begins) * each)
+        def motions() -> Iterator[Tensor]:
+            network = self.network.to(where).eval()
+            for number, begin in enumerate(begins):
+                count = min(batch_size, n - begin)
 
-            x = sample(
-                network, (count, self.layout.size, frames), self.schedule, sampler=sampler, steps=steps, seed=seed,
-                device=where, first_sample=begin, on_step=report,
-            )  # fmt: skip
-            motions += [self.layout.decode(features) for features in self.normalizer.invert(x.mT.cpu())]
-        return motions
+                def report(done: int, number: int = number) -> None:
+                    if on_step is not None:
+                        on_step(number * each + done, len(begins) * each)
+
+                x = sample(
+                    network, (count, self.layout.size, frames), self.schedule, seed=seed, device=where,
+                    first_sample=begin, graphs=self.graphs, on_step=report, **options,
+                )  # fmt: skip
+                yield from x.mT.cpu()
+
+        return motions()
+
+    def stream(
+        self,
+        *,
+        chunk: int = 64,
+        seed: int = 0,
+        sampler: str = "ddim",
+        steps: int | Sequence[int] | None = 20,
+        spacing: str = "trailing",
+        eta: float | None = None,
+        device: torch.device | str | None = None,
+        first_sample: int = 0,
+    ) -> Iterator[Motion]:
+        """A motion that never ends, `chunk` frames at a time, in constant memory: for live use.
+
+        The frames are those of `sample` with the same arguments and any number of frames beyond them.
+
+        Args:
+            chunk, sampler, steps, spacing, eta, first_sample: as `sinmdm.diffusion.stream`.
+            seed, device: as `features`.
+
+        Yields:
+            Clips of `chunk` frames, or arrays (chunk, features) for a run on an array.
+
+        Raises:
+            ValueError: an argument that is not as above, at the call.
+        """
+        where = device_named(device)
+        pieces = stream(
+            self.network.to(where).eval(), self.layout.size, self.schedule, seed=seed, chunk=chunk, sampler=sampler,
+            steps=steps, spacing=spacing, eta=eta, device=where, first_sample=first_sample,
+        )  # fmt: skip
+        decode = self.layout.decoder()
+        return (decode(self.normalizer.invert(x[0].mT.cpu())) for x in pieces)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an int >= 1, got {value!r}")
 
 
 def load(run: str | os.PathLike[str]) -> Run:

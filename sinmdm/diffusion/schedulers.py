@@ -30,6 +30,7 @@ try:
     from diffusers.configuration_utils import ConfigMixin
     from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
     from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMixin  # looked for by from_pretrained
     from diffusers.schedulers.scheduling_utils import SchedulerOutput
     from diffusers.utils.torch_utils import randn_tensor
 except ImportError as error:
@@ -391,8 +392,8 @@ class FusedDPMSolverMultistepScheduler(_FusedStep, DPMSolverMultistepScheduler):
         if self.step_index is None:
             self._init_step_index(timestep)
         place, count, config = self._step_index, len(self.timesteps), self.config
-        ends_low = config["lower_order_final"] and count < 15
-        ends_low = ends_low or config["euler_at_final"] or config["final_sigmas_type"] == "zero"
+        # To the clean state (final_sigmas_type "zero") coefficients_between's step is of first order by itself.
+        ends_low = config["euler_at_final"] or (config["lower_order_final"] and count < 15)
         second_order = config["solver_order"] == 2 and self.lower_order_nums > 0
         second_order = second_order and not (ends_low and place == count - 1)
         sigmas = self._on_host("sigmas")

@@ -97,7 +97,7 @@ class WindowTransformer(nn.Module):
         A sampler computes it once for all its steps, and gives `forward` the rows of each.
         """
         condition = self.time(timestep_embedding(timesteps, self.d_model).to(self.input.weight.dtype))
-        return torch.stack([block.modulation(condition) for block in self.blocks], 1)
+        return torch.stack([block.get_submodule("modulation")(condition) for block in self.blocks], 1)
 
     def forward(
         self,
@@ -113,8 +113,9 @@ class WindowTransformer(nn.Module):
         """
         if (timesteps is None) == (conditions is None):
             raise ValueError("give either timesteps or conditions")
-        if conditions is None:
+        if timesteps is not None:
             conditions = self.conditions(timesteps)
+        assert conditions is not None
         h = self.input(x.transpose(1, 2))
         for block, modulation in zip(self.blocks, conditions.unbind(1), strict=True):
             h = block(h, modulation, lengths)
