@@ -5,12 +5,14 @@ import math
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sinmdm.kernels import Schedule
 from sinmdm.kernels.philox.reference import philox4x32, uniform
+from sinmdm.kernels.schedule import STEP_COLUMNS
 from sinmdm.kernels.window_attention import reference as window_reference
 
 from .case import Case, Function, Inputs, Variant
@@ -307,12 +309,11 @@ def forward_factors(inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     return factors[:, 0, None, None], factors[:, 1, None, None]
 
 
-def step_factors() -> tuple[float, float, float]:
-    """Factors of the predicted x0, of x_t and of the noise in an ancestral step."""
-    row = schedule().step_coefficients(
-        torch.tensor([STEP]), torch.tensor([STEP - 1]), prediction="x0", variance="fixed_small", eta=None
-    )[0]
-    return float(row[2]), float(row[3]), float(row[5])
+def step_factors(eta: float | None = None) -> tuple[float, float, float]:
+    """Factors of the predicted x0, of x_t and of the noise in an ancestral step, or in DDIM's with `eta`."""
+    now, before = torch.tensor([STEP]), torch.tensor([STEP - 1])
+    row = dict(zip(STEP_COLUMNS, schedule().step_coefficients(now, before, eta=eta)[0].tolist(), strict=True))
+    return row["of_x0"], row["of_x"], row["of_noise"]
 
 
 def _q_sample_eager(case: Case, inputs: Inputs, *, compiled: bool = False) -> Function:
@@ -356,6 +357,15 @@ def _denoise_in_place(case: Case, inputs: Inputs) -> Function:
     return run
 
 
+def _ddim_eager(case: Case, inputs: Inputs, *, compiled: bool = False) -> Function:
+    of_x0, of_x, _ = step_factors(eta=0.0)
+
+    def run(inputs: Inputs) -> Tensor:
+        return of_x0 * inputs["model_output"] + of_x * inputs["x_t"]
+
+    return torch.compile(run, dynamic=False) if compiled else run
+
+
 Q_SAMPLE = (
     Variant("eager, randn_like", _q_sample_eager, draws_own_noise=True),
     Variant("eager, in place", _q_sample_in_place, draws_own_noise=True),
@@ -376,6 +386,10 @@ DENOISE_STEP = (
         slow_start=True,
     ),
 )
+DDIM_STEP = (
+    Variant("eager", _ddim_eager),
+    Variant("eager, compiled", lambda case, inputs: _ddim_eager(case, inputs, compiled=True), slow_start=True),
+)
 
 
 # philox_normal: sample (B,) -> (B, T, C)
@@ -386,7 +400,27 @@ def _randn(case: Case, inputs: Inputs) -> Function:
     return lambda inputs: out.normal_()
 
 
-PHILOX_NORMAL = (Variant("torch.randn", _randn, draws_own_noise=True),)
+def _numpy(case: Case, inputs: Inputs) -> Function:
+    """The Ziggurat of NumPy's Generator, on the one thread that it uses."""
+    out = torch.empty([case.shape[name] for name in "BTC"])
+    generator = np.random.default_rng(SEED)
+
+    def run(inputs: Inputs) -> Tensor:
+        generator.standard_normal(dtype=np.float32, out=out.numpy())
+        return out
+
+    return run
+
+
+PHILOX_NORMAL = (
+    Variant("torch.randn", _randn, draws_own_noise=True),
+    Variant(
+        "NumPy Generator",
+        _numpy,
+        declines=lambda case, device: None if device == "cpu" else "it has no GPU",
+        draws_own_noise=True,
+    ),
+)
 
 
 def exact_normals(case: Case, sample: Tensor, step: Tensor) -> Tensor:

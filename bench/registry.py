@@ -173,11 +173,13 @@ def _q_sample_inputs(case: Case, generator: torch.Generator) -> Inputs:
     return {"x0": torch.randn(_sizes(case), generator=generator), "t": t}
 
 
-def _q_sample(backend: str) -> Build:
+def _q_sample(backend: str, in_place: bool) -> Build:
     def build(case: Case, inputs: Inputs) -> Function:
-        out, table = torch.empty_like(inputs["x0"]), peers.schedule()
+        table = peers.schedule()
+        x0 = inputs["x0"].clone() if in_place else inputs["x0"]
+        out = x0 if in_place else torch.empty_like(x0)
         return lambda inputs: ops.q_sample(
-            inputs["x0"], inputs["t"], table, seed=peers.SEED, step=peers.STREAM_STEP, out=out, backend=backend
+            x0, inputs["t"], table, seed=peers.SEED, step=peers.STREAM_STEP, out=out, backend=backend
         )
 
     return build
@@ -198,54 +200,62 @@ def _q_sample_normals(case: Case, inputs: Inputs, out: Tensor) -> Tensor:
     return (out.double() - signal * inputs["x0"]) / sigma
 
 
-Q_SAMPLE = Op(
-    "q_sample",
-    inputs=_q_sample_inputs,
-    exact=_exact_q_sample,
-    ours=lambda backend: _ours(backend, _q_sample(backend)),
-    normals_of=_q_sample_normals,
-)
+def _q_sample_op(in_place: bool) -> Op:
+    return Op(
+        "q_sample",
+        inputs=_q_sample_inputs,
+        exact=_exact_q_sample,
+        ours=lambda backend: _ours(backend, _q_sample(backend, in_place)),
+        normals_of=_q_sample_normals,
+    )
 
 
 def _denoise_inputs(case: Case, generator: torch.Generator) -> Inputs:
     return {name: torch.randn(_sizes(case), generator=generator) for name in ("x_t", "model_output")}
 
 
-def _denoise(backend: str) -> Build:
+def _denoise(backend: str, in_place: bool, eta: float | None) -> Build:
+    """In place the state goes on changing from call to call, as in a sampler; what is checked is the first."""
+
     def build(case: Case, inputs: Inputs) -> Function:
-        out, table = torch.empty_like(inputs["x_t"]), peers.schedule()
+        table = peers.schedule()
+        x_t = inputs["x_t"].clone() if in_place else inputs["x_t"]
+        out = x_t if in_place else torch.empty_like(x_t)
+        seed = peers.SEED if eta is None else None
         return lambda inputs: ops.denoise_step(
-            inputs["x_t"], inputs["model_output"], peers.STEP, table, seed=peers.SEED, out=out, backend=backend
+            x_t, inputs["model_output"], peers.STEP, table, eta=eta, seed=seed, out=out, backend=backend
         )
 
     return build
 
 
-def _denoised_mean(inputs: Inputs) -> Tensor:
-    of_x0, of_x, _ = peers.step_factors()
+def _denoised_mean(inputs: Inputs, eta: float | None) -> Tensor:
+    of_x0, of_x, _ = peers.step_factors(eta)
     return of_x0 * inputs["model_output"].double() + of_x * inputs["x_t"].double()
 
 
-def _exact_denoise(case: Case, inputs: Inputs) -> Function:
-    def run(inputs: Inputs) -> Tensor:
-        rows = torch.arange(case.shape["B"], device=inputs["x_t"].device)
-        normals = peers.exact_normals(case, rows, torch.full_like(rows, peers.STEP))
-        return _denoised_mean(inputs) + peers.step_factors()[2] * normals
+def _exact_denoise(eta: float | None) -> Build:
+    def build(case: Case, inputs: Inputs) -> Function:
+        def run(inputs: Inputs) -> Tensor:
+            if eta is not None:
+                return _denoised_mean(inputs, eta)
+            rows = torch.arange(case.shape["B"], device=inputs["x_t"].device)
+            normals = peers.exact_normals(case, rows, torch.full_like(rows, peers.STEP))
+            return _denoised_mean(inputs, eta) + peers.step_factors()[2] * normals
 
-    return run
+        return run
+
+    return build
 
 
-def _denoise_normals(case: Case, inputs: Inputs, out: Tensor) -> Tensor:
-    return (out.double() - _denoised_mean(inputs)) / peers.step_factors()[2]
-
-
-DENOISE_STEP = Op(
-    "denoise_step",
-    inputs=_denoise_inputs,
-    exact=_exact_denoise,
-    ours=lambda backend: _ours(backend, _denoise(backend)),
-    normals_of=_denoise_normals,
-)
+def _denoise_op(in_place: bool = False, eta: float | None = None) -> Op:
+    return Op(
+        "denoise_step",
+        inputs=_denoise_inputs,
+        exact=_exact_denoise(eta),
+        ours=lambda backend: _ours(backend, _denoise(backend, in_place, eta)),
+        normals_of=lambda case, inputs, out: (out.double() - _denoised_mean(inputs, None)) / peers.step_factors()[2],
+    )
 
 
 def _philox_inputs(case: Case, generator: torch.Generator) -> Inputs:
@@ -282,17 +292,20 @@ PHILOX_NORMAL = Op(
     normals_of=lambda case, inputs, out: out.double(),
 )
 
-# What a state is read and written (tensors), and the operations on it beside its noise.
+# What a state is read and written (tensors), and the operations on it beside its noise; and whether it has noise.
 _STATE_OPS = {
-    "q_sample": (Q_SAMPLE, peers.Q_SAMPLE, 2, 3),  # x0 read, x_t written; a product and a multiply-add
-    "denoise_step": (DENOISE_STEP, peers.DENOISE_STEP, 3, 5),  # x_t and the output read, the new state written
-    "philox_normal": (PHILOX_NORMAL, peers.PHILOX_NORMAL, 1, 0),  # written
+    "q_sample": (_q_sample_op(False), peers.Q_SAMPLE, 2, 3, True),  # x0 read, x_t written; a product, a multiply-add
+    "q_sample-in_place": (_q_sample_op(True), peers.Q_SAMPLE, 2, 3, True),
+    "denoise_step": (_denoise_op(), peers.DENOISE_STEP, 3, 5, True),  # x_t and the output read, the new state written
+    "denoise_step-in_place": (_denoise_op(in_place=True), peers.DENOISE_STEP, 3, 5, True),
+    "denoise_step-in_place-ddim": (_denoise_op(in_place=True, eta=0.0), peers.DDIM_STEP, 3, 3, False),
+    "philox_normal": (PHILOX_NORMAL, peers.PHILOX_NORMAL, 1, 0, True),  # written
 }
 
 
 def state_case(op: str, B: int, T: int, *, C: int = 174, quick: bool = False) -> Case:
-    """A case of an op on a state of `C` channels, with the noise drawn inside."""
-    declared, others, tensors, operations = _STATE_OPS[op]
+    """A case of an op on a state of `C` channels, with the noise drawn inside, but for DDIM's step, which has none."""
+    declared, others, tensors, operations, noisy = _STATE_OPS[op]
     elements = B * T * C
     return Case(
         f"{op}-B{B}-T{T}-f32",
@@ -301,7 +314,7 @@ def state_case(op: str, B: int, T: int, *, C: int = 174, quick: bool = False) ->
         "float32",
         others,
         bytes_moved=4 * tensors * elements,
-        operations=(operations + OPERATIONS_PER_NORMAL) * elements,
+        operations=(operations + noisy * OPERATIONS_PER_NORMAL) * elements,
         quick=quick,
     )
 
@@ -347,8 +360,7 @@ CASES: tuple[Case, ...] = (
     qna_case(10, 200, quick=True),  # ten samples of 200 frames in the sampler
     qna_case(64, 648),  # a published training batch
     qna_case(64, 648, backward=True),
-    state_case("q_sample", 64, 1024),
-    state_case("denoise_step", 64, 1024),
+    *(state_case(op, 64, 1024) for op in _STATE_OPS if op != "philox_normal"),
     state_case("denoise_step", 1, 200, quick=True),  # one sample: a matter of microseconds
     state_case("philox_normal", 64, 1024),
     state_case("philox_normal", 1, 648, quick=True),

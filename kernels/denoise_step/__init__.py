@@ -218,12 +218,12 @@ def affine_step(
         check_out(name, result, x_t, model_output, *tensors)
     check_apart("out", out, "x0_out", x0_out)
     new = torch.empty(shape, dtype=x_t.dtype, device=x_t.device) if out is None else out
-    x0 = torch.empty(shape, dtype=x_t.dtype, device=x_t.device) if x0_out is None and return_x0 else x0_out
+    x0 = torch.empty(shape, dtype=x_t.dtype, device=x_t.device) if return_x0 and x0_out is None else x0_out
     if plain and is_plain_call(new, x0):
         _into_out(*inputs, chosen, new, x0)
     else:
         torch.ops.sinmdm.denoise_step_out(*inputs, chosen, new, x0)
-    return (new, x0) if return_x0 else new
+    return new if x0 is None else (new, x0)
 
 
 def denoise_step(
@@ -374,8 +374,8 @@ def _coefficients(
     options: dict[str, Any],
 ) -> Tensor:
     """(1 or B, 10) coefficients of the step, in the state's dtype, its timesteps checked against each other."""
-    if all(x is None or type(x) is int for x in (t, t_prev, t_last)):
-        return _row(t, t_prev, t_last, schedule, x_t.dtype, second_order, options)
+    if not any(isinstance(x, Tensor | bool) for x in (t, t_prev, t_last)):
+        return _row(t, t_prev, t_last, schedule, x_t.dtype, second_order, options)  # type: ignore[arg-type]
     rows = timesteps("t", t, schedule, x_t, least=0)
     previous = rows - 1 if t_prev is None else timesteps("t_prev", t_prev, schedule, x_t, least=-1)
     last: Tensor | None = None
@@ -402,8 +402,8 @@ def _row(
     """`_coefficients` of timesteps that are ints, without a tensor to look at."""
     total = len(schedule)
     for name, value, least in (("t", t, 0), ("t_prev", t_prev, -1), ("t_last", t_last, 0)):
-        if value is not None and not least <= value < total:
-            raise ValueError(f"{name} must be from {least} to {total - 1}, got {value}")
+        if value is not None and not (isinstance(value, int) and least <= value < total):
+            raise ValueError(f"{name} must be from {least} to {total - 1}, got {value!r}")
     previous = t - 1 if t_prev is None else t_prev
     if previous >= t:
         raise ValueError(f"t_prev must be below t, got {t_prev} for t = {t}")

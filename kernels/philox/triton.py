@@ -6,15 +6,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_tiles import draw_of, launch, normals_of, operand, place_of, store
+from .triton_tiles import VARYING, draw_of, launch, normals_of, operand, place_of, store
 
 
-@triton.jit(do_not_specialize=["draw", "channels", "tiles"])
-def _philox_normal(out, draw, elements, channels, tiles, E: tl.constexpr, ALIGNED: tl.constexpr):
+@triton.jit(do_not_specialize=VARYING)
+def _philox_normal(out, draw, key0, key1, elements, channels, tiles, E: tl.constexpr, ALIGNED: tl.constexpr):
+    """A program writes a tile of normals, 4 bytes an element, and reads next to nothing."""
     place = place_of(draw, elements, channels, tiles, E, ALIGNED)
-    store(out, place, normals_of(draw, place, channels, E))
+    store(out, place, normals_of(draw, key0, key1, place, channels, E))
 
 
 def philox_normal(seed: int, step: Tensor, sample: Tensor, frame: Tensor, out: Tensor) -> None:
     """Fill `out` (rows, frames, channels) as reference.philox_normal."""
-    launch(_philox_normal, out, (operand(out),), draw_of(seed, step, sample, frame))
+    launch(_philox_normal, out, (operand(out),), draw_of(step, sample, frame), seed)

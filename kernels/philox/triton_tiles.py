@@ -32,7 +32,8 @@ _ONE, _SQRT_HALF = tl.constexpr(0x3F800000), tl.constexpr(0x3F3504F3)  # the bit
 
 
 class Operand(NamedTuple):
-    """A (rows, frames, channels) tensor and its strides; those of frames and channels are None where it is packed."""
+    """A (rows, frames, channels) tensor, or None, and its strides; those of frames and channels are None where it is
+    packed. Kernels ask whether `pointer` is None: Triton 3.6 cannot compare a tuple that holds one."""
 
     pointer: Any
     row: Any
@@ -41,13 +42,12 @@ class Operand(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What names the noise: (rows,) int64 each of step, sample and first frame; the seed as two int32 of its bits."""
+    """What names the noise beside the seed: (rows,) int64 each of step, sample and first frame. The seed comes as two
+    int32 of its bits and by itself: in a tuple Triton would make a constant of a 1, do_not_specialize or not."""
 
     step: Any
     sample: Any
     frame: Any
-    key0: Any
-    key1: Any
 
 
 class Place(NamedTuple):
@@ -75,8 +75,8 @@ def place_of(draw, elements, channels, tiles, E: tl.constexpr, ALIGNED: tl.const
     inside = lane < tl.minimum(elements - begin, E).to(tl.int32)
     if not ALIGNED:
         inside &= lane >= tl.maximum(-begin, 0).to(tl.int32)
-    # One division of 64 bits a program, and of 32 an element: E more than a channel of 31 bits needs the 32nd. What lies
-    # before the row comes out as nonsense, and is masked.
+    # One division of 64 bits a program, and of 32 an element: E more than a channel of 31 bits needs the 32nd. What
+    # lies before the row comes out as nonsense, and is masked.
     short: tl.constexpr = tl.uint32 if channels.dtype == tl.int32 else tl.int64
     base = tl.maximum(begin, 0)
     since = (base % channels + begin - base + lane).to(short)
@@ -161,40 +161,44 @@ def words_of(group, step, sample, key0, key1):
 
 
 @triton.jit
-def normals_of(draw, place, channels, E: tl.constexpr):
+def normals_of(draw, key0, key1, place, channels, E: tl.constexpr):
     """(E,) the standard normals of a tile that begins with a counter."""
     first = tl.load(draw.frame + place.row) * channels
     group = (first >> 2) + place.tile * (E // 4) + tl.arange(0, E // 4)
-    w0, w1, w2, w3 = words_of(
-        group, tl.load(draw.step + place.row), tl.load(draw.sample + place.row), draw.key0, draw.key1
-    )
+    step, sample = tl.load(draw.step + place.row), tl.load(draw.sample + place.row)
+    w0, w1, w2, w3 = words_of(group, step, sample, key0, key1)
     z0, z1 = box_muller(w0, w1)
     z2, z3 = box_muller(w2, w3)
     return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))
 
 
-def operand(x: Tensor | None) -> Operand | None:
-    """A (rows, frames, channels) tensor as the kernels take it."""
+def operand(x: Tensor | None) -> Operand:
+    """A (rows, frames, channels) tensor, or none, as the kernels take it."""
     if x is None:
-        return None
+        return Operand(None, None, None, None)
     _, frames, channels = x.shape
     row, frame, channel = x.stride()
     packed = (channel == 1 or channels == 1) and (frame == channels or frames == 1)
     return Operand(x, row, None if packed else frame, None if packed else channel)
 
 
-def draw_of(seed: int, step: Tensor, sample: Tensor, frame: Tensor) -> Draw:
-    """The noise named by a signed 64-bit seed and (rows,) words."""
-    return Draw(step.contiguous(), sample.contiguous(), frame.contiguous(), *(_signed(seed >> n) for n in (0, 32)))
+def draw_of(step: Tensor, sample: Tensor, frame: Tensor) -> Draw:
+    """(rows,) words each, of any stride, as the kernels take them."""
+    return Draw(step.contiguous(), sample.contiguous(), frame.contiguous())
 
 
-def _signed(word: int) -> int:
-    """The lowest 32 bits of `word` as an int32, so that every value is one and the same type to Triton."""
-    return (word + 2**31) % 2**32 - 2**31
+def keys_of(seed: int) -> tuple[int, int]:
+    """The lower and the higher word of a 64-bit seed, as int32: every value is one and the same type to Triton."""
+    low, high = ((seed >> shift) + 2**31 & 0xFFFFFFFF for shift in (0, 32))
+    return low - 2**31, high - 2**31
 
 
-def launch(kernel: Any, out: Tensor, arguments: tuple, draw: Draw | None, **constants: bool) -> None:
-    """Run `kernel` over all tiles of `out` (rows, frames, channels), its arguments followed by what they share."""
+# Arguments that no kernel is specialized for: their values differ from call to call.
+VARYING = ("key0", "key1", "channels", "tiles")
+
+
+def launch(kernel: Any, out: Tensor, arguments: tuple, draw: Draw | None, seed: int, **constants: bool) -> None:
+    """Run `kernel` over all tiles of `out` (rows, frames, channels), its arguments followed by those that all share."""
     rows, frames, channels = out.shape
     elements = frames * channels
     if rows * elements == 0:
@@ -204,6 +208,6 @@ def launch(kernel: Any, out: Tensor, arguments: tuple, draw: Draw | None, **cons
     with torch.cuda.device_of(out):
         # Fused multiply-adds are said, for Triton's default changes.
         kernel[(rows * tiles,)](
-            *arguments, draw, elements, channels, tiles, E=TILE, ALIGNED=aligned, **constants, num_warps=WARPS,
-            enable_fp_fusion=True,
+            *arguments, draw, *keys_of(seed), elements, channels, tiles, E=TILE, ALIGNED=aligned, **constants,
+            num_warps=WARPS, enable_fp_fusion=True,
         )  # fmt: skip

@@ -138,8 +138,8 @@ def test_interpreted_triton_takes_cpu_tensors_where_asked(monkeypatch: pytest.Mo
     assert _dispatch.choose("window_attention", None, torch.zeros(1)) != "triton"
     with pytest.raises(BackendError, match="it takes float16, bfloat16, float32, not float64"):
         _dispatch.choose("window_attention", "triton", torch.zeros(1, dtype=torch.float64))
-    with pytest.raises(BackendError, match="q_sample has no such implementation"):
-        _dispatch.choose("q_sample", "triton", torch.zeros(1))
+    with pytest.raises(BackendError, match="qna_attention has no such implementation"):
+        _dispatch.choose("qna_attention", "triton", torch.zeros(1))
 
 
 def test_triton_is_found_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,13 +217,37 @@ def test_denoise_step(kind: str, dtype: torch.dtype, layout: str, backend: str) 
 
 
 @pytest.mark.parametrize("backend", GPU_BACKENDS)
-@pytest.mark.parametrize("seed", [0, 2**32, 2**63 + 1, 2**64 - 1])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_denoise_step_with_everything(layout: str, backend: str) -> None:
+    # Guided, clipped, held by a mask, rows at timesteps and frames of their own, in place, with its x0.
+    takes("denoise_step", backend)
+    x, output, unconditional, known = states(4, layout)
+    output, unconditional = output.bfloat16(), unconditional.half()
+    mask, t, frame = torch.rand(3, 1, 173), torch.tensor([1, 20, 40]), torch.tensor([0, 3, 2**40 - 1])
+
+    def call(where: str, backend: str) -> list[Tensor]:
+        state, *others = (y.to(where, copy=True) for y in (x, output, t))
+        named = {"unconditional": unconditional, "known": known, "mask": mask, "frame": frame}
+        return denoise_step(
+            state, *others, SCHEDULE, prediction="v", guidance=2.5, clip=1.0, seed=2**64 - 1, return_x0=True,
+            **{name: y.to(where) for name, y in named.items()}, out=state if where == "cuda" else None, backend=backend,
+        )  # fmt: skip
+
+    for actual, expected in zip(call("cuda", backend), call("cpu", "reference"), strict=True):
+        # Up to seventeen roundings of terms no larger than the operands times factors of up to 2.5.
+        rounding = 17 * torch.finfo(torch.float32).eps * 2.5 * 6
+        assert float((actual.cpu() - expected).abs().max()) <= rounding + NORMAL_BOUND
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63 + 1, 2**64 - 1])
 @pytest.mark.parametrize("shape", [(1, 1), (37, 29), (64, 64), (10_000, 125), (0, 4)], ids=str)
 def test_philox_normal(shape: tuple[int, int], seed: int, backend: str) -> None:
     takes("philox_normal", backend)
-    sample = torch.tensor([0, 2**31, 2**32 - 1])
-    expected = philox_normal(shape, seed=seed, step=2**32 - 1, sample=sample, backend="reference")
-    actual = philox_normal(shape, seed=seed, step=2**32 - 1, sample=sample.cuda(), device="cuda", backend=backend)
+    sample, frame = torch.tensor([0, 2**31, 2**32 - 1]), torch.tensor([0, 3, 2**40 - 1])
+    options = {"seed": seed, "step": 2**32 - 1}
+    expected = philox_normal(shape, **options, sample=sample, frame=frame, backend="reference")
+    actual = philox_normal(shape, **options, sample=sample.cuda(), frame=frame.cuda(), device="cuda", backend=backend)
     assert actual.device.type == "cuda"
     difference = (actual.cpu() - expected).abs()
     assert (float(difference.max()) if difference.numel() else 0.0) <= NORMAL_BOUND
@@ -242,10 +266,11 @@ def test_philox_normal_into_any_alignment(offset: int, backend: str) -> None:
     assert int(buffer.isnan().sum()) == 4
 
 
-def test_philox_normal_of_more_rows_than_a_grid_has() -> None:
-    takes("philox_normal", "cuda")
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_philox_normal_of_more_rows_than_a_grid_has(backend: str) -> None:
+    takes("philox_normal", backend)
     sample = torch.arange(70_000, device="cuda")
-    normals = philox_normal((1, 5), seed=1, sample=sample, device="cuda", backend="cuda")
+    normals = philox_normal((1, 5), seed=1, sample=sample, device="cuda", backend=backend)
     expected = philox_normal((1, 5), seed=1, sample=sample[-3:].cpu(), backend="reference")
     assert float((normals[-3:].cpu() - expected).abs().max()) <= NORMAL_BOUND
 
