@@ -24,7 +24,7 @@ def _clip(case: Case, generator: torch.Generator) -> Inputs:
     return {"clip": steps.cumsum(0) / CLIP_FRAMES**0.5}
 
 
-def _network(preset: str, features: int) -> WindowTransformer:
+def network_of(preset: str, features: int) -> WindowTransformer:
     """A preset's network, the same every time. What starts at zero is drawn too: else most gradients would be 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -85,7 +85,7 @@ def _step(preset: str, *, backend: str | None = None, exact: bool = False) -> Bu
     def build(case: Case, inputs: Inputs) -> Function:
         clip = inputs["clip"].float().cpu()
         device, settings = inputs["clip"].device, PRESETS[preset]
-        network = _network(preset, case.shape["C"])
+        network = network_of(preset, case.shape["C"])
         if backend is not None:
             _force(network, backend)
         else:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .diffusion import GraphCache, Schedule, plan_steps, sample, stream
-from .kernels._checks import signed_seed
+from .kernels.philox import check_seed
 from .motion import Layout, Motion, Normalizer, layout_from_dict, read_motion, writing_motion
 from .motion.atomic import replacing
 from .nn import WindowTransformer
@@ -231,7 +231,7 @@ class Run:
         where = device_named(device)
         options: dict[str, Any] = {"sampler": sampler, "steps": steps, "spacing": spacing, "eta": eta}
         each = len(plan_steps(self.schedule, **options))
-        signed_seed(seed)
+        check_seed(seed)
         begins = range(0, n, batch_size)
 
         def motions() -> Iterator[Tensor]:

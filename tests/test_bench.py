@@ -315,7 +315,9 @@ def test_training_step_is_gated_with_every_attention(tiny_preset: str, monkeypat
     assert {row.variant: row.reason for row in rows if row.status == "FAILED"} == {}
     assert {"sinmdm reference", "SDPA, dense mask"} <= set(calls)
     assert job.FORCED not in os.environ
-    weights = [parameter for parameter in job._network(tiny_preset, job.FEATURES).parameters() if parameter.dim() == 2]
+    weights = [
+        parameter for parameter in job.network_of(tiny_preset, job.FEATURES).parameters() if parameter.dim() == 2
+    ]
     least = 6 * case.shape["B"] * sum(parameter.numel() for parameter in weights)
     assert case.operations > least
 

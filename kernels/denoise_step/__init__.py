@@ -331,7 +331,7 @@ def denoise_step(
     }  # fmt: skip
     coefficients = _coefficients(t, t_prev, t_last, schedule, x_t, previous_x0 is not None, options)
     if dynamic_threshold is not None:
-        coefficients = _thresholded(coefficients, dynamic_threshold, x_t, model_output, unconditional)
+        coefficients = thresholded(coefficients, dynamic_threshold, x_t, model_output, unconditional)
     return affine_step(
         x_t, model_output, coefficients, unconditional=unconditional, known=known, mask=mask,
         previous_x0=previous_x0, noise=noise, clips=clip is not None or dynamic_threshold is not None,
@@ -418,10 +418,14 @@ def _row(
 
 
 @torch.no_grad()
-def _thresholded(
+def thresholded(
     coefficients: Tensor, ratio: float, x_t: Tensor, model_output: Tensor, unconditional: Tensor | None
 ) -> Tensor:
-    """(B, 10) coefficients with each sample's own limit, and the scale that divides by it."""
+    """(B, 10) coefficients with each sample's own limit, and the scale that divides by it: dynamic thresholding.
+
+    coefficients: (1 or B, 10), whose own limit is the largest. The other arguments are as `denoise_step`'s.
+    Raises: ValueError where `ratio` or model_output's shape is not as there.
+    """
     if not 0 <= ratio <= 1:
         raise ValueError(f"dynamic_threshold must be from 0 to 1, got {ratio}")
     check_shape("model_output", model_output, tuple(x_t.shape), "(batch, frames, channels)")

@@ -70,6 +70,11 @@ def _fake_out(seed: int, step: Tensor, sample: Tensor, frame: Tensor, backend: s
     return None
 
 
+def check_seed(seed: int) -> None:
+    """Raise ValueError unless `seed` is an int from 0 to 2^64 - 1, as every op takes it."""
+    signed_seed(seed)
+
+
 def philox_normal(
     shape: tuple[int, int],
     *,

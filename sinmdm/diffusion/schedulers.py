@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ..kernels import affine_step
-from ..kernels._checks import check_shape, signed_seed
-from ..kernels.denoise_step import _thresholded
+from ..kernels.denoise_step import thresholded
+from ..kernels.philox import check_seed
 from ..kernels.schedule import STEP_COLUMNS, coefficients_between
 
 try:
@@ -52,6 +52,11 @@ def _row(
         ends = torch.tensor([[now], [next_]], dtype=torch.float64)
         last_ = None if last is None else torch.tensor([last], dtype=torch.float64)
         return coefficients_between(*ends, last=last_, **options).to(device, dtype)
+
+
+def _check_shape(name: str, x: Tensor, sample: Tensor) -> None:
+    if x.shape != sample.shape:
+        raise ValueError(f"{name} must have shape that of sample = {tuple(sample.shape)}, got {tuple(x.shape)}")
 
 
 def _as_state(x: Tensor) -> Tensor:
@@ -120,7 +125,7 @@ class _FusedStep(ConfigMixin):
         previous_x0 is one that an earlier step returned and `last` its alpha_bar, `noise` the arguments of affine_step
         that say where noise comes from, the options those of coefficients_between.
         """
-        check_shape("model_output", model_output, tuple(sample.shape), "that of sample")
+        _check_shape("model_output", model_output, sample)
         if now == 0 and self.config["prediction_type"] == "epsilon":
             raise ValueError(
                 "prediction_type must be 'v_prediction' or 'sample' where a timestep has no signal"
@@ -130,7 +135,7 @@ class _FusedStep(ConfigMixin):
         coefficients = _row(now, next_, last, sample.device, _state_dtype(sample), **options)
         x_t, prediction = _as_state(sample).to(coefficients.dtype), _as_state(model_output)
         if self.config["thresholding"] and self.config["sample_max_value"] > 1:  # at 1 no quantile can raise the bound
-            coefficients = _thresholded(coefficients, self.config["dynamic_thresholding_ratio"], x_t, prediction, None)
+            coefficients = thresholded(coefficients, self.config["dynamic_thresholding_ratio"], x_t, prediction, None)
         new, x0 = affine_step(
             x_t, prediction, coefficients, previous_x0=None if previous_x0 is None else _as_state(previous_x0),
             clips=self._clip is not None, return_x0=True, **(noise or {}),
@@ -164,7 +169,7 @@ class _FusedNoisyStep(_FusedStep):
             ValueError: seed is not as above.
         """
         if seed is not None:
-            signed_seed(seed)
+            check_seed(seed)
         self._kernel_noise = None if seed is None else (seed, sample)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -215,7 +220,7 @@ class _FusedNoisyStep(_FusedStep):
     ) -> dict[str, Any]:
         """The noise of the step from t, `given` or drawn, as arguments of affine_step."""
         if given is not None:
-            check_shape("variance_noise", given, tuple(sample.shape), "that of sample")
+            _check_shape("variance_noise", given, sample)
         elif self._kernel_noise is not None:
             seed, first = self._kernel_noise
             return {"seed": seed, "step": t, "sample": first}
