@@ -47,7 +47,7 @@ class Schedule:
         betas = torch.as_tensor(self.betas, dtype=torch.float64)
         if betas.dim() != 1 or len(betas) == 0:
             raise ValueError(f"betas must have shape (T,) with T >= 1, got {tuple(betas.shape)}")
-        outside = betas[~((betas > 0) & (betas < 1))]
+        outside = betas[~((1 - betas > 0) & (1 - betas < 1))]  # so that float64 can tell 1 - beta from 1
         if len(outside):
             raise ValueError(f"betas must lie in (0, 1), got {float(outside[0])}")
         alpha_bars = torch.cumprod(1 - betas, 0)
@@ -152,8 +152,7 @@ def coefficients_between(
             order in the rows where `next_` is 1 or where `last` equals `now`.
         guidance: weight w of classifier-free guidance (Ho and Salimans 2022): w conditional + (1 - w) unconditional.
         clip: bound of |x0|.
-        clipped_direction: whether DDIM and DPM-Solver++ take the noise that is in x_t from the clipped x0, as Ho et
-            al. do it, or from the raw one.
+        clipped_direction: whether DDIM takes the noise that is in x_t from the clipped x0 or from the raw one.
     """
     signal, sigma = now.sqrt(), (1 - now).sqrt()
     zero, one = torch.zeros_like(now), torch.ones_like(now)

@@ -44,7 +44,7 @@ def _share(text: str) -> float:
 
 
 def _steps(text: str) -> int | list[int]:
-    return [_whole(0, 2**31)(t) for t in text.split(",")] if "," in text else _count(text)
+    return [_whole(0, 2**31)(t) for t in text.removesuffix(",").split(",")] if "," in text else _count(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("-n", type=_count, default=1, help="how many (default 1)")
     sample.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for sample00.bvh, ...")
     sample.add_argument("--sampler", choices=SAMPLERS, default="ddpm")
-    sample.add_argument("--steps", type=_steps, help="timesteps to visit (default all): how many, or a list 90,60,30,0")
+    sample.add_argument(
+        "--steps", type=_steps, help="timesteps to visit (default all): how many, or a list: 90,60,30,0"
+    )
     sample.add_argument("--spacing", choices=SPACINGS, default="trailing", help="of --steps timesteps")
     sample.add_argument("--eta", type=_share, help="of ddim: 0 (default) to 1, the share of fresh noise")
     sample.add_argument("--batch-size", type=_count, help="motions computed at once (default up to 16)")

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONAL_OR_HEAVY = ("roma", "safetensors", "tqdm", "matplotlib", "bvhio", "triton", "tensorboard", "scipy")
+OPTIONAL_OR_HEAVY = (
+    "roma",
+    "safetensors",
+    "tqdm",
+    "matplotlib",
+    "bvhio",
+    "triton",
+    "tensorboard",
+    "scipy",
+    "diffusers",
+)
 
 
 def run(code: str, cwd: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -41,6 +51,43 @@ print(any(name.startswith("torch.utils.cpp_extension") for name in ours))
     assert libraries == "[]"
     assert modules == "[]"
     assert compiler == "False"
+
+
+def test_diffusion_loads_torch_and_the_kernels(tmp_path: Path) -> None:
+    # diffusers is for sinmdm.diffusion.schedulers alone, which nothing else imports.
+    code = f"""
+import sys, torch
+before = set(sys.modules)
+import sinmdm.diffusion
+ours = set(sys.modules) - before
+print(sorted(name for name in ours if name.split(".")[0] in {OPTIONAL_OR_HEAVY!r}))
+print("sinmdm.diffusion.schedulers" in ours)
+sys.modules.update(dict.fromkeys({OPTIONAL_OR_HEAVY!r}))
+x = sinmdm.diffusion.sample(lambda x, t: x, (1, 2, 3), sinmdm.diffusion.Schedule.cosine(4), seed=0)
+print(bool(x.isfinite().all()))
+try:
+    import sinmdm.diffusion.schedulers
+except ImportError as error:
+    print(error)
+"""
+    said = run(code, tmp_path)
+    assert said.returncode == 0, said.stderr
+    libraries, schedulers, finite, refused = said.stdout.splitlines()
+    assert libraries == "[]"
+    assert schedulers == "False"
+    assert finite == "True"
+    assert refused == "sinmdm.diffusion.schedulers needs diffusers: pip install diffusers"
+
+
+def test_runs_and_commands_do_without_diffusers(tmp_path: Path) -> None:
+    code = """
+import sys
+import sinmdm.run, sinmdm.cli, sinmdm.training
+print("diffusers" in sys.modules)
+"""
+    said = run(code, tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout == "False\n"
 
 
 def test_the_kernels_alone_need_torch_only(tmp_path: Path) -> None:

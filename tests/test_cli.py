@@ -4,12 +4,14 @@ import json
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import sinmdm
+from sinmdm import cli
 from sinmdm.cli import main
 from sinmdm.motion import Clip, walker
 
@@ -116,6 +118,116 @@ class TestTrainAndSample:
         motion = sinmdm.load(tmp_path / "run").sample(frames=12, n=1, seed=0)[0]
         motion.write(tmp_path / "new.bvh")
         assert len(Clip.read(tmp_path / "new.bvh")) == 12
+
+
+class TestSamplers:
+    @pytest.mark.parametrize(
+        ("arguments", "options"),
+        [
+            ([], {}),
+            (["--sampler", "ddim", "--steps", "5"], {"sampler": "ddim", "steps": 5}),
+            (
+                ["--sampler", "ddim", "--steps", "90,60,30,0", "--eta", "0.5", "--seed", "3"],
+                {"sampler": "ddim", "steps": [90, 60, 30, 0], "eta": 0.5, "seed": 3},
+            ),
+            (
+                ["--sampler", "dpmpp_2m", "--steps", "4", "--spacing", "uniform", "--batch-size", "1"],
+                {"sampler": "dpmpp_2m", "steps": 4, "spacing": "uniform"},
+            ),
+            (["--steps", "3", "--spacing", "leading"], {"steps": 3, "spacing": "leading"}),
+        ],
+        ids=["default", "ddim", "timesteps", "dpmpp", "leading"],
+    )
+    def test_files_are_those_of_a_runs_samples(
+        self, run: Path, tmp_path: Path, arguments: list[str], options: dict[str, Any]
+    ) -> None:
+        out, batch_size = tmp_path / "out", 1 if "--batch-size" in arguments else None
+        assert main(["sample", str(run), "--frames", "9", "-n", "2", "--out", str(out), "--quiet", *arguments]) == 0
+        (tmp_path / "expected").mkdir()
+        sinmdm.load(run).write_samples(tmp_path / "expected", 9, 2, batch_size=batch_size, **options)
+        for name in ("sample00.bvh", "sample01.bvh"):
+            assert (out / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--steps", "101"], "steps must be from 1 to 100, got 101"),
+            (["--steps", "100,3"], "steps must be timesteps from 0 to 99, at least one, got [100, 3]"),
+            (["--steps", "3,30"], "steps must be timesteps that fall from one to the next, got [3, 30]"),
+            (["--steps", "30,30"], "steps must be timesteps that fall from one to the next, got [30, 30]"),
+            (["--eta", "0.5"], "eta is an option of the sampler ddim, got eta = 0.5 for ddpm"),
+            (
+                ["--eta", "0", "--sampler", "dpmpp_2m"],
+                "eta is an option of the sampler ddim, got eta = 0.0 for dpmpp_2m",
+            ),
+        ],
+    )
+    def test_options_that_do_not_go_together(
+        self, arguments: list[str], said: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        message = _refused(capsys, "sample", run, "--frames", 5, "--out", tmp_path / "out", "--quiet", *arguments)
+        assert message == f"sinmdm: error: {said}"
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--sampler", "magic"], "argument --sampler: invalid choice: 'magic'"),
+            (["--spacing", "even"], "argument --spacing: invalid choice: 'even'"),
+            (["--steps", "0"], "argument --steps: must be a whole number from 1 to"),
+            (["--steps", "-5"], "argument --steps: must be a whole number from 1 to"),
+            (["--steps", "all"], "argument --steps: must be a whole number from 1 to"),
+            (["--steps", "90,,30"], "argument --steps: must be a whole number from 0 to 2147483647, got ''"),
+            (["--steps", "90,-1"], "argument --steps: must be a whole number from 0 to 2147483647, got '-1'"),
+            (["--steps", "90, 60"], "argument --steps: must be a whole number from 0 to 2147483647, got ' 60'"),
+            (["--eta", "1.1"], "argument --eta: must be a number from 0 to 1, got '1.1'"),
+            (["--eta=-1"], "argument --eta: must be a number from 0 to 1, got '-1'"),
+            (["--eta", "nan"], "argument --eta: must be a number from 0 to 1, got 'nan'"),
+            (["--eta", "half"], "argument --eta: must be a number from 0 to 1, got 'half'"),
+            (["--batch-size", "0"], "argument --batch-size: must be a whole number from 1 to"),
+            (["--seed", str(2**64)], "argument --seed: must be a whole number from 0 to"),
+        ],
+    )
+    def test_options_that_are_none_end_with_usage_and_one_line(
+        self, arguments: list[str], said: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as stopped:
+            main(["sample", str(run), "--frames", "5", "--out", str(tmp_path / "out"), *arguments])
+        assert stopped.value.code == 2
+        usage, _, message = capsys.readouterr().err.rpartition("sinmdm sample: error: ")
+        assert usage.startswith("usage: sinmdm sample")
+        assert message.startswith(said)
+        assert message.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("empty_folder", [False, True], ids=["new", "empty"])
+    @pytest.mark.parametrize("calls", [1, 4], ids=["first file", "second file"])
+    @pytest.mark.parametrize(
+        ("error", "status", "said"),
+        [(KeyboardInterrupt(), 130, "sinmdm: interrupted\n"), (OSError("disk full"), 2, "sinmdm: error: disk full\n")],
+        ids=["interrupted", "failed"],
+    )
+    def test_what_is_interrupted_leaves_nothing(
+        self, error: BaseException, status: int, said: str, calls: int, empty_folder: bool, run: Path, tmp_path: Path,
+        capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        out = tmp_path / "out"
+        if empty_folder:
+            out.mkdir()
+        done = []
+
+        def on_step(count: int, total: int) -> None:
+            done.append(count)
+            if count == calls:
+                raise error
+
+        steps_bar = cli._steps_bar
+        monkeypatch.setattr(cli, "_steps_bar", lambda *given: (steps_bar(*given)[0], on_step))
+        options = ["--steps", "3", "-n", "2", "--batch-size", "1", "--quiet"]
+        assert main(["sample", str(run), "--frames", "5", "--out", str(out), *options]) == status
+        assert capsys.readouterr().err == said
+        assert done == list(range(1, calls + 1))
+        assert [path.name for path in tmp_path.rglob("*")] == (["out"] if empty_folder else [])
 
 
 class TestEvaluateInfoDemo:

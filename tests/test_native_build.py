@@ -48,6 +48,15 @@ for shape in ((1, 1, 1), (2, 9, 5), (3, 41, 173), (2, 1025, 1), (0, 4, 4), (2, 0
             lambda b: kernels.denoise_step(x, x, t, schedule, noise=noise, backend=b),
             lambda b: kernels.denoise_step(x, x, t, schedule, previous_x0=previous, known=known, mask=mask, backend=b),
             lambda b: kernels.denoise_step(x, x, t, schedule, seed=3, out=state(), backend=b),
+            lambda b: kernels.philox_normal(shape[1:], seed=3, frame=2**34 // max(shape[2], 1) - 1, backend=b),
+            lambda b: kernels.q_sample(x, t, schedule, seed=3, frame=2**40 - 1, backend=b),
+            lambda b: kernels.denoise_step(x, x, t, schedule, eta=0.0, clip=0.5, clipped_direction=False,
+                                           x0_out=state(), backend=b)[1],
+            lambda b: kernels.denoise_step(x, x, t, schedule, previous_x0=previous, clip=0.5, x0_out=previous.clone(),
+                                           out=state(), frame=t, backend=b)[0],
+            *[lambda b, o=o: kernels.denoise_step(x, o, t, schedule, seed=3, unconditional=o.flip(1), guidance=1.5,
+                                                  clip=1.0, known=known, mask=mask, frame=7, backend=b)
+              for o in outputs],
             *[lambda b, o=o: kernels.denoise_step(x, o, t, schedule, seed=3, prediction="v", known=known, mask=mask,
                                                   backend=b) for o in outputs],
         ]
@@ -58,8 +67,8 @@ print("worst", worst)
 print("cuda", torch.ops.sinmdm.cuda_build() if _native.has_cuda() else None)
 print("backend", kernels.backends()["cuda"])
 """
-# Normals within 2e-6, and at most eleven float32 roundings of terms of about 10.
-PARITY_BOUND = 2e-6 + 11 * 10 * torch.finfo(torch.float32).eps
+# Normals within 2e-6, and at most fourteen float32 roundings of terms of about 10.
+PARITY_BOUND = 2e-6 + 14 * 10 * torch.finfo(torch.float32).eps
 
 
 def parity(library: Path, **environment: str) -> dict[str, str]:
@@ -233,27 +242,52 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     return library, {"LD_PRELOAD": ":".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
-@pytest.mark.slow
-def test_cpu_half_under_address_and_undefined_behaviour_sanitizers(sanitized: tuple[Path, dict[str, str]]) -> None:
-    library, environment = sanitized
-    assert float(parity(library, **environment)["worst"]) <= PARITY_BOUND
+INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]
+SANITIZED_TESTS = {
+    "attention": [f"window_attention/{name}.py" for name in ("test_parity", "test_non_finite", "test_poisoned_memory")],
+    "noise": ["denoise_step", "q_sample", "test_philox.py"],
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
-def test_attention_of_every_instruction_set_under_the_sanitizers(
+@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
+def test_cpu_half_under_address_and_undefined_behaviour_sanitizers(
     sanitized: tuple[Path, dict[str, str]], instructions: str
 ) -> None:
     library, environment = sanitized
-    folder = ROOT / "tests" / "kernels" / "window_attention"
-    tests = [str(folder / name) for name in ("test_parity.py", "test_non_finite.py", "test_poisoned_memory.py")]
+    said = parity(library, **environment, SINMDM_CPU_ISA=instructions)
+    assert float(said["worst"]) <= PARITY_BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
+@pytest.mark.parametrize("tests", SANITIZED_TESTS)
+def test_every_instruction_set_under_the_sanitizers(
+    sanitized: tuple[Path, dict[str, str]], tests: str, instructions: str
+) -> None:
+    under_sanitizers(sanitized, SANITIZED_TESTS[tests], SINMDM_CPU_ISA=instructions)
+
+
+@pytest.mark.slow
+def test_the_noise_of_all_instruction_sets_under_the_sanitizers(sanitized: tuple[Path, dict[str, str]]) -> None:
+    # These choose the sets by themselves.
+    under_sanitizers(sanitized, ["test_instruction_sets.py"], selection="baseline or avx2 or avx512")
+
+
+def under_sanitizers(
+    sanitized: tuple[Path, dict[str, str]], tests: list[str], selection: str = "cpu or native", **variables: str
+) -> None:
+    """Run the selected of these tests of the kernels with the sanitized library; a failure there is one here."""
+    library, environment = sanitized
+    folder = ROOT / "tests" / "kernels"
+    # -s: what a sanitizer says before it ends the process would be lost with pytest's captured output.
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-k", selection]
     said = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "cpu", *tests],
-        cwd=ROOT, capture_output=True, text=True, timeout=900,
-        env=os.environ | environment | {"SINMDM_TEST_LIBRARY": str(library), "SINMDM_CPU_ISA": instructions},
+        [*command, *(str(folder / name) for name in tests)], cwd=ROOT, capture_output=True, text=True, timeout=900,
+        env=os.environ | environment | {"SINMDM_TEST_LIBRARY": str(library)} | variables,
     )  # fmt: skip
     if "SINMDM_CPU_ISA must be one of" in said.stdout:
-        pytest.skip(f"this processor has no {instructions}")
+        pytest.skip(f"this processor has no {variables['SINMDM_CPU_ISA']}")
     assert said.returncode == 0, said.stdout[-4000:] + said.stderr[-2000:]
     assert re.search(r"(\d+) passed", said.stdout), said.stdout[-2000:]
 

@@ -182,11 +182,7 @@ def affine_step(
     """
     check_state("x_t", x_t)
     shape = tuple(x_t.shape)
-    for name, prediction in (("model_output", model_output), ("unconditional", unconditional)):
-        if prediction is not None:
-            check_shape(name, prediction, shape, "(batch, frames, channels)")
-            check_dtype(name, prediction, FLOAT_DTYPES)
-            check_device(name, prediction, "x_t", x_t)
+    _check_predictions(x_t, model_output, unconditional)
     if (known is None) != (mask is None):
         raise ValueError("known and mask must be given together")
     if known is not None and mask is not None:
@@ -334,10 +330,19 @@ def denoise_step(
         coefficients = thresholded(coefficients, dynamic_threshold, x_t, model_output, unconditional)
     return affine_step(
         x_t, model_output, coefficients, unconditional=unconditional, known=known, mask=mask,
-        previous_x0=previous_x0, noise=noise, clips=clip is not None or dynamic_threshold is not None,
+        previous_x0=previous_x0, noise=noise,
+        clips=clip is not None or dynamic_threshold is not None or not clipped_direction,
         seed=seed if draw else None, step=t, sample=sample, frame=frame, return_x0=return_x0, out=out, x0_out=x0_out,
         backend=backend,
     )  # fmt: skip
+
+
+def _check_predictions(x_t: Tensor, model_output: Tensor, unconditional: Tensor | None) -> None:
+    for name, prediction in (("model_output", model_output), ("unconditional", unconditional)):
+        if prediction is not None:
+            check_shape(name, prediction, tuple(x_t.shape), "(batch, frames, channels)")
+            check_dtype(name, prediction, FLOAT_DTYPES)
+            check_device(name, prediction, "x_t", x_t)
 
 
 def _ends(t_prev: int | Tensor | None, t: int | Tensor) -> bool:
@@ -348,7 +353,7 @@ def _ends(t_prev: int | Tensor | None, t: int | Tensor) -> bool:
 def check_mask(mask: Tensor) -> None:
     """Raise where values of a mask are known and lie outside [0, 1]."""
     if values_known(mask):
-        low, high = float(mask.min()), float(mask.max())
+        low, high = float(mask.detach().min()), float(mask.detach().max())
         if not (low >= 0 and high <= 1):
             raise ValueError(f"mask must lie in [0, 1], got values from {low} to {high}")
 
@@ -428,11 +433,12 @@ def thresholded(
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"dynamic_threshold must be from 0 to 1, got {ratio}")
-    check_shape("model_output", model_output, tuple(x_t.shape), "(batch, frames, channels)")
+    _check_predictions(x_t, model_output, unconditional)
     coefficients = per_row(coefficients, x_t).clone()
     size = reference.raw_x0(x_t, model_output, coefficients, unconditional).abs().flatten(1)
     if size.shape[1] == 0:
         return coefficients
+    size = size.clamp(max=torch.finfo(size.dtype).max)  # between two infinities the interpolation below gives NaN
     # torch.quantile takes no more than 2^24 elements.
     place = ratio * (size.shape[1] - 1)
     low = math.floor(place)

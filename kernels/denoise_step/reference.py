@@ -44,7 +44,7 @@ def denoise_step(
         x0 = known * mask + x0 * (1 - mask)
     result = of_x0 * x0 + of_x * x_t
     if clips:
-        result = result + of_raw * raw
+        result = result + torch.where(of_raw == 0, 0, of_raw * raw)  # raw may be infinite where x0 is not
     if previous_x0 is not None:
         result = result + of_previous * previous_x0
     if draw:

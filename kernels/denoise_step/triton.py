@@ -44,7 +44,8 @@ def _denoise_step(
         x0 = load(known, place) * share + x0 * (1.0 - share)
     result = tl.load(row + _OF_X0) * x0 + tl.load(row + _OF_X) * x
     if CLIPS:
-        result += tl.load(row + _OF_RAW) * raw
+        of_raw = tl.load(row + _OF_RAW)  # where it is 0, raw may be infinite
+        result += tl.where(of_raw == 0.0, 0.0, of_raw * raw)
     if previous_x0.pointer is not None:
         result += tl.load(row + _OF_PREVIOUS) * load(previous_x0, place)
     if draw is not None:

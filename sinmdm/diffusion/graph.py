@@ -29,21 +29,24 @@ class Captured:
 
 
 class GraphCache:
-    """The loops that were captured last, at most KEPT, by shape and by whatever else a graph has as a constant."""
+    """The loops that were captured last, at most KEPT, by model, shape and whatever else a graph has as a constant."""
 
     def __init__(self) -> None:
-        self._loops: OrderedDict[tuple[Any, ...], Captured] = OrderedDict()
+        # With the model, so that no other takes its identity while there is a graph of it.
+        self._loops: OrderedDict[tuple[Any, ...], tuple[Captured, Callable[..., Tensor]]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._loops)
 
-    def get(self, key: tuple[Any, ...], make: Callable[[], Captured]) -> Captured:
-        """The loop of `key`, made by `make` where there is none."""
-        loop = self._loops.pop(key, None) or make()
-        self._loops[key] = loop
+    def get(self, model: Callable[..., Tensor], key: tuple[Any, ...], make: Callable[[], Captured]) -> Captured:
+        """The loop of `model` and `key`, made by `make` where there is none."""
+        key = (id(model), *key)
+        if key not in self._loops:
+            self._loops[key] = make(), model
+        self._loops.move_to_end(key)
         while len(self._loops) > KEPT:
             self._loops.popitem(last=False)
-        return loop
+        return self._loops[key][0]
 
 
 def _capture(step: Callable[[dict[str, Tensor], Tensor], None], tensors: dict[str, Tensor]) -> Captured:
@@ -85,14 +88,15 @@ def replay(
     Returns:
         The final tensors["x"], a copy; or None, with a warning that says why, where the step cannot be captured.
     """
-    addresses = tuple(p.data_ptr() for p in model.parameters()) if isinstance(model, nn.Module) else (id(model),)
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    addresses = tuple(weight.data_ptr() for weight in weights)
     shapes = tuple((name, tuple(x.shape), x.dtype, x.device) for name, x in tensors.items())
     try:
         with torch.cuda.device(tensors["x"].device):
             make = lambda: _capture(step, tensors)  # noqa: E731
-            loop = make() if cache is None else cache.get((addresses, shapes, *constants), make)
+            loop = make() if cache is None else cache.get(model, (addresses, shapes, *constants), make)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(f"sinmdm: sampling without a CUDA graph, which is slower: {reason}", RuntimeWarning, stacklevel=3)
         return None
     for name, x in tensors.items():

@@ -140,6 +140,10 @@ def sample(
         raise ValueError(f"piece must be an int >= 1, got {piece!r}")
     if piece < frames:
         check_model(model, f"pieces of {piece} frames")
+    if isinstance(first_sample, bool) or not isinstance(first_sample, int) or not 0 <= first_sample <= 2**32 - batch:
+        raise ValueError(f"first_sample must be from 0 to 2**32 - batch = {2**32 - batch}, got {first_sample!r}")
+    if lengths is not None:
+        _check_lengths(lengths, batch, frames)
     known, mask = _blend(known, mask, shape, device)
 
     # Inside, states are (B, frames, features): the order in which the noise is numbered, and the network's own.
@@ -192,7 +196,8 @@ class _Loop:
     def constants(self) -> tuple[Any, ...]:
         """What a captured step has built in, beside its tensors."""
         training = getattr(self.model, "training", None)
-        return self.seed, self.plan.draws, self.plan.clips, training, torch.is_autocast_enabled("cuda")
+        cast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        return self.seed, self.plan.draws, self.plan.clips, training, cast
 
     def step(self, i: int, fresh: Tensor | None) -> None:
         """Step number i of the plan."""
@@ -231,6 +236,15 @@ class _Loop:
             seed=self.seed if self.plan.draws else None, step=rows["words"].expand(len(x)), sample=tensors["samples"],
             frame=begin, out=x, x0_out=previous,
         )  # fmt: skip
+
+
+def _check_lengths(lengths: Tensor, batch: int, frames: int) -> None:
+    if tuple(lengths.shape) != (batch,) or lengths.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"lengths must be (batch,) = ({batch},) int32 or int64, got {tuple(lengths.shape)} {lengths.dtype}"
+        )
+    if lengths.device.type == "cpu" and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= frames:
+        raise ValueError(f"lengths must be from 0 to {frames}, got values from {lengths.min()} to {lengths.max()}")
 
 
 def _blend(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sinmdm.diffusion import Schedule, sample
+from sinmdm.diffusion import SAMPLERS, Schedule, sample
 from sinmdm.kernels import philox_normal
 from sinmdm.nn import WindowTransformer
 
@@ -121,6 +121,35 @@ def test_a_model_of_two_arguments_will_do_and_the_result_can_be_learnt_from() ->
     assert torch.equal(weight.grad, result)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_model_may_return_the_state_that_it_was_given(sampler: str) -> None:
+    """The steps overwrite it, so the prediction and the state are one piece of memory."""
+    own = sample(lambda x, t: x, SHAPE, Schedule.cosine(5), seed=0, sampler=sampler)
+    copied = sample(lambda x, t: x.clone(), SHAPE, Schedule.cosine(5), seed=0, sampler=sampler)
+    assert torch.equal(own, copied)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 5), (2, 3, 0)])
+def test_nothing_is_sampled_of_nothing(shape: tuple[int, int, int], sampler: str) -> None:
+    assert sample(_model, shape, Schedule.cosine(5), seed=0, sampler=sampler).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({"sampler": "ddim"}, []), ({"sampler": "dpmpp_2m"}, []), ({"sampler": "ddim", "eta": 0.5}, [7, 4])],
+)
+def test_a_sampler_without_noise_asks_for_none_but_the_first(options: dict, steps: list[int]) -> None:
+    asked: list[int] = []
+
+    def noise(step: int) -> Tensor:
+        asked.append(step)
+        return _normals(3, step)
+
+    sample(_model, SHAPE, Schedule.cosine(8), steps=[7, 4, 2], noise=noise, **options)
+    assert asked == [INITIAL, *steps]
+
+
 def test_calls_back_after_each_step() -> None:
     seen = []
     sample(_model, SHAPE, Schedule.cosine(5), seed=0, on_step=seen.append)
@@ -136,10 +165,14 @@ def test_calls_back_after_each_step() -> None:
         ({"seed": 0, "steps": 0}, "steps"),
         ({"seed": 0, "steps": 11}, "steps"),
         ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": 2**64, "sampler": "ddim"}, "seed"),
+        ({"seed": 0, "sampler": "dpmpp_2m", "eta": 0.0}, "eta"),
         ({"noise": lambda step: torch.zeros(1, 3, 11)}, "noise"),
         ({"seed": 0, "known": torch.zeros(SHAPE)}, "known and mask"),
         ({"seed": 0, "known": torch.zeros(1, 3, 11), "mask": torch.ones(1)}, "known"),
         ({"seed": 0, "known": torch.zeros(SHAPE), "mask": torch.ones(1, 3, 10)}, "mask"),
+        ({"seed": 0, "known": torch.zeros(SHAPE), "mask": torch.full((1,), 1.5)}, "mask"),
     ],
 )
 def test_bad_arguments_are_named(options: dict, named: str) -> None:

@@ -217,6 +217,40 @@ def test_layout_of_the_stream(backend: str) -> None:
         assert abs(actual - radius * turn(2 * math.pi * u[pair + 1])) <= NORMAL_BOUND
 
 
+@pytest.mark.parametrize("frame", [0, 3, 2**34 // 7 - 1, 2**37 + 2, 2**40 - 1])
+def test_layout_of_later_frames(frame: int, backend: str) -> None:
+    # As above, with the counter's second word: element 2^34 is the first of counter 2^32.
+    channels, seed, step, sample = 7, 2**63 + 5, 3, 4
+    normals = philox_normal((3, channels), seed=seed, step=step, sample=sample, frame=frame, backend=backend)
+    for place, actual in enumerate(normals.flatten().tolist()):
+        element = frame * channels + place
+        words = (element // 4 % 2**32, element // 4 // 2**32, step, sample)
+        u = [((int(w) >> 9) + 0.5) * 2.0**-23 for w in reference.philox4x32(tuple(map(torch.tensor, words)), seed)]
+        pair = 2 * (element % 4 // 2)
+        turn = math.sin if element % 2 else math.cos
+        exact = math.sqrt(-2 * math.log(u[pair])) * turn(2 * math.pi * u[pair + 1])
+        assert abs(actual - exact) <= NORMAL_BOUND
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 174])
+@pytest.mark.parametrize("begin", [0, 2**34, 2**40 - 70], ids=["the start", "the second word", "the end"])
+def test_later_frames_are_a_slice_of_the_whole(begin: int, channels: int, backend: str) -> None:
+    begin = begin // channels - 20 if begin == 2**34 else begin
+    names = {"seed": 3, "step": 5, "backend": backend}
+    sample = torch.tensor([7, 2**32 - 1, 0])
+    whole = philox_normal((70, channels), sample=sample, frame=begin, **names)
+    for a, b in ((0, 1), (1, 9), (19, 21), (20, 70), (33, 34), (7, 68)):
+        piece = philox_normal((b - a, channels), sample=sample, frame=begin + a, **names)
+        assert torch.equal(piece, whole[:, a:b]), (a, b)
+        one = philox_normal((b - a, channels), sample=7, frame=begin + a, **names)
+        assert torch.equal(one, whole[0, a:b])
+    first = torch.tensor([0, 5, 22])  # a frame a sample
+    pieces = philox_normal((18, channels), sample=sample, frame=begin + first, **names)
+    assert torch.equal(pieces, torch.stack([row[a : a + 18] for row, a in zip(whole, first.tolist(), strict=True)]))
+    out = torch.full((3, 18, channels), torch.nan)
+    assert torch.equal(philox_normal((18, channels), sample=sample, frame=begin + first, out=out, **names), pieces)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**63 + 12345, 2**64 - 1])
 def test_native_equals_reference(seed: int) -> None:
     # 173 channels: rows end inside a counter, a vector of 16 counters and a block of 1024 elements.
@@ -303,10 +337,13 @@ def test_into_out(backend: str) -> None:
     assert buffer.isnan().tolist() == [True, *[False] * (37 * 28), True]
 
 
+STREAM = {"seed": 20_240_607, "step": 999, "sample": torch.arange(8)}
+
+
 @pytest.fixture(scope="module")
 def ten_million() -> Tensor:
     """(samples, frames, channels): 8 x 10000 x 125 draws of the native path (the reference's where there is none)."""
-    return philox_normal((10_000, 125), seed=20_240_607, step=999, sample=torch.arange(8))
+    return philox_normal((10_000, 125), **STREAM)
 
 
 def test_moments(ten_million: Tensor) -> None:
@@ -355,11 +392,43 @@ def test_neighbours_are_independent(ten_million: Tensor, dim: int, lag: int) -> 
     assert abs(float((first * (second**2 - 1)).mean() / math.sqrt(2))) <= SIGMA5 * sigma
 
 
-def test_steps_and_seeds_are_independent(ten_million: Tensor) -> None:
-    first = ten_million[0].double()
-    for change in ({"step": 998}, {"seed": 20_240_608}, {"seed": 20_240_607 + 2**32}):
-        other = philox_normal((10_000, 125), **{"seed": 20_240_607, "step": 999} | change).double()
-        assert abs(float((first * other).mean())) <= SIGMA5 / math.sqrt(first.numel()), change
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"step": 998}, id="the step before"),
+        pytest.param({"step": 1000}, id="the next step"),
+        pytest.param({"step": 999 + 2**31}, id="a step of the top bit"),
+        pytest.param({"sample": torch.arange(8) + 8}, id="the next eight samples"),
+        pytest.param({"sample": torch.arange(8) + 2**31}, id="samples of the top bit"),
+        pytest.param({"sample": torch.arange(8).flip(0)}, id="each other's samples"),
+        pytest.param({"seed": 20_240_608}, id="the next seed"),
+        pytest.param({"seed": 20_240_607 + 2**32}, id="a seed of the higher word"),
+        pytest.param({"frame": 10_000}, id="the following frames"),
+        pytest.param({"frame": 2**34}, id="the same first word of the counter"),
+    ],
+)
+def test_steps_samples_seeds_and_frames_are_independent(ten_million: Tensor, changed: dict) -> None:
+    # As for neighbours: of the numbers, of their squares, and of one with the other.
+    first, second = ten_million.double(), philox_normal((10_000, 125), **STREAM | changed).double()
+    sigma = 1 / math.sqrt(first.numel())
+    spread, other = first.square() - 1, second.square() - 1
+    assert abs(float((first * second).mean())) <= SIGMA5 * sigma
+    assert abs(float((spread * other).mean() / 2)) <= SIGMA5 * sigma
+    assert abs(float((first * other).mean() / math.sqrt(2))) <= SIGMA5 * sigma
+    assert abs(float((spread * second).mean() / math.sqrt(2))) <= SIGMA5 * sigma
+
+
+def test_the_means_of_samples_and_steps_vary_as_independent_ones_do() -> None:
+    # 400 streams of 25000 draws: their means have the variance 1 / 25000, whose own estimate varies with 2 / 400.
+    each, count = 25_000, 400
+    sample, step = torch.arange(count), 5
+    by_sample = philox_normal((each, 1), seed=1, step=step, sample=sample).double().mean((1, 2))
+    by_step = torch.stack([philox_normal((each, 1), seed=1, step=s).double().mean() for s in range(count)])
+    for means in (by_sample, by_step):
+        scaled = means * math.sqrt(each)
+        assert abs(float(scaled.mean())) <= SIGMA5 / math.sqrt(count)
+        assert abs(float(scaled.square().mean()) - 1) <= SIGMA5 * math.sqrt(2 / count)
+        assert abs(float((scaled[1:] * scaled[:-1]).mean())) <= SIGMA5 / math.sqrt(count - 1)
 
 
 @pytest.mark.parametrize(
@@ -377,6 +446,13 @@ def test_steps_and_seeds_are_independent(ten_million: Tensor) -> None:
         ({"sample": 2**32}, ValueError, "sample must stay within"),
         ({"sample": torch.tensor(3)}, ValueError, "sample must have shape"),
         ({"sample": torch.ones(2)}, TypeError, "sample must be int32 or int64"),
+        ({"frame": -1}, ValueError, r"frame must be from 0 to 2\*\*40 - 1, got -1"),
+        ({"frame": 2**40}, ValueError, r"frame must be from 0 to 2\*\*40 - 1, got 1099511627776"),
+        ({"frame": True}, ValueError, "frame must be.*got True"),
+        ({"frame": torch.tensor([1, 2])}, ValueError, r"frame must have shape.*\(1,\), got \(2,\)"),
+        ({"frame": torch.ones(1)}, TypeError, "frame must be int32 or int64, got float32"),
+        ({"frame": torch.tensor([-1])}, ValueError, "frame must be.*got values from -1 to -1"),
+        ({"frame": torch.tensor([2**40])}, ValueError, "frame must be.*got values from 1099511627776"),
         ({"out": torch.empty(3, 5)}, ValueError, r"out must be float32 \(3, 4\)"),
         ({"out": torch.empty(3, 4).double()}, ValueError, "out must be float32.*float64"),
         ({"out": torch.empty(3, 4), "device": "meta"}, ValueError, "out must be float32.*on meta"),

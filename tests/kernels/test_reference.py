@@ -7,8 +7,11 @@ import torch
 from tolerance import assert_same_formula
 from torch import Tensor
 
-from sinmdm.kernels import qna_attention, window_attention
+from sinmdm.kernels import affine_step, q_sample, qna_attention, window_attention
+from sinmdm.kernels.denoise_step import reference as denoise_reference
+from sinmdm.kernels.q_sample import reference as q_sample_reference
 from sinmdm.kernels.qna_attention import reference as qna_reference
+from sinmdm.kernels.schedule import Schedule
 from sinmdm.kernels.window_attention import reference as window_reference
 
 
@@ -59,3 +62,57 @@ def test_qna_attention(boundary: str, stride: int) -> None:
         lambda *tensors: qna_reference.qna_attention(*tensors, None, 4, 3, stride, boundary),
         inputs,
     )
+
+
+DRAW = (7, torch.tensor([3, 4]), torch.tensor([0, 1]), torch.tensor([0, 2**35]))  # seed, step, sample, frame
+
+
+def test_q_sample() -> None:
+    schedule = Schedule.cosine(50)
+    t = torch.tensor([3, 40])
+    rows = schedule.forward_coefficients(t)
+    options = dict(zip(("seed", "step", "sample", "frame"), DRAW, strict=True))
+    for return_noise in (False, True):  # the noise with which it came adds nothing to the gradient of x0
+        _same_gradients(
+            lambda x0, again=return_noise: _first(q_sample(x0, t, schedule, **options, return_noise=again)),
+            lambda x0: q_sample_reference.q_sample(x0, rows, None, *DRAW)[0],
+            _leaves((2, 9, 3)),
+        )
+    _same_gradients(
+        lambda x0, noise: torch.cat(q_sample(x0, t, schedule, noise=noise, return_noise=True)),
+        lambda x0, noise: torch.cat(q_sample_reference.q_sample(x0, rows, noise, *DRAW)),
+        _leaves((2, 9, 3), (2, 9, 3)),
+    )
+
+
+def _first(results: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    return results if isinstance(results, Tensor) else results[0]
+
+
+@pytest.mark.parametrize("clips", [False, True])
+@pytest.mark.parametrize("draw", [False, True])
+def test_denoise_step(clips: bool, draw: bool) -> None:
+    """Every operand, the new state and x0 together; the limit is reached by some elements and not by others."""
+    inputs = _leaves(*[(2, 9, 3)] * (5 if draw else 6))
+    coefficients, mask = torch.randn(2, 10, dtype=torch.float64), torch.rand(2, 9, 3, dtype=torch.float64)
+    coefficients[:, 3] = 0.7
+
+    def op(x: Tensor, model: Tensor, other: Tensor, known: Tensor, previous: Tensor, *noise: Tensor) -> Tensor:
+        seed, step, sample, frame = DRAW
+        source = {"seed": seed} if draw else {"noise": noise[0]}
+        return torch.cat(
+            affine_step(
+                x, model, coefficients, unconditional=other, known=known, mask=mask, previous_x0=previous, clips=clips,
+                step=step, sample=sample, frame=frame, return_x0=True, **source,
+            )
+        )  # fmt: skip
+
+    def definition(x: Tensor, model: Tensor, other: Tensor, known: Tensor, previous: Tensor, *noise: Tensor) -> Tensor:
+        given = noise[0] if noise else None
+        return torch.cat(
+            denoise_reference.denoise_step(
+                x, model, coefficients, other, known, mask, previous, given, clips, draw, *DRAW
+            )
+        )
+
+    _same_gradients(op, definition, inputs)

@@ -9,6 +9,7 @@ from sinmdm import kernels
 from sinmdm.kernels import (
     Schedule,
     _dispatch,
+    affine_step,
     denoise_step,
     philox_normal,
     q_sample,
@@ -95,21 +96,24 @@ SAMPLES = {
         ),
     ],
     "q_sample": [
-        lambda: (randn(2, 9, 3), randn(2, 2), None, -7, words(3), words(4), False, native()),
-        lambda: (randn(2, 9, 3, grad=True), randn(2, 2), None, 1, words(3), words(4), True, native()),
+        lambda: (randn(2, 9, 3), randn(2, 2), None, -7, words(3), words(4), words(5), False, native()),
+        lambda: (randn(2, 9, 3, grad=True), randn(2, 2), None, 1, words(3), words(4), words(2**39), True, native()),
         lambda: (
             randn(2, 3, 9).transpose(1, 2).requires_grad_(), randn(2, 2), randn(2, 9, 3, grad=True), 0, words(0),
-            words(0), True, native(),
+            words(0), words(0), True, native(),
         ),
-        lambda: (randn(2, 9, 3, grad=True), randn(2, 2), randn(2, 9, 3), 0, words(0), words(0), False, "reference"),
+        lambda: (
+            randn(2, 9, 3, grad=True), randn(2, 2), randn(2, 9, 3), 0, words(0), words(0), words(0), False, "reference",
+        ),
     ],
     "q_sample_out": [
         lambda: (
-            randn(2, 9, 3), randn(2, 2), None, -7, words(3), words(4), False, native(),
+            randn(2, 9, 3), randn(2, 2), None, -7, words(3), words(4), words(5), False, native(),
             torch.empty(2, 3, 9).transpose(1, 2),
         ),
         lambda: (
-            randn(2, 9, 3), randn(2, 2), randn(2, 9, 3), 0, words(0), words(0), True, "reference", torch.empty(2, 9, 3),
+            randn(2, 9, 3), randn(2, 2), randn(2, 9, 3), 0, words(0), words(0), words(0), True, "reference",
+            torch.empty(2, 9, 3),
         ),
     ],
     "denoise_step": [
@@ -117,36 +121,51 @@ SAMPLES = {
         lambda: denoise_sample(grad=True),
         lambda: denoise_sample(grad=True, blend=True, given=True),
         lambda: denoise_sample(grad=True, blend=True, second=True, backend="reference"),
+        lambda: denoise_sample(grad=True, clips=True),
+        lambda: denoise_sample(grad=True, guided=True, blend=True, clips=True, return_x0=True),
+        lambda: denoise_sample(grad=True, guided=True, second=True, clips=True, return_x0=True, backend="reference"),
+        lambda: denoise_sample(grad=False, guided=True, given=True, return_x0=True),
     ],
     "denoise_step_out": [
-        lambda: (*denoise_sample(grad=False), torch.empty(2, 9, 3)),
-        lambda: (*denoise_sample(grad=False, blend=True, second=True), torch.empty(2, 3, 9).transpose(1, 2)),
-        lambda: (*denoise_sample(grad=False, backend="reference"), torch.empty(2, 9, 3)),
+        lambda: denoise_out_sample(torch.empty(2, 9, 3), None),
+        lambda: denoise_out_sample(torch.empty(2, 3, 9).transpose(1, 2), None, blend=True, second=True),
+        lambda: denoise_out_sample(torch.empty(2, 9, 3), None, backend="reference"),
+        lambda: denoise_out_sample(torch.empty(2, 9, 3), torch.empty(2, 3, 9).transpose(1, 2), clips=True, guided=True),
+        lambda: denoise_out_sample(torch.empty(2, 9, 3), torch.empty(2, 9, 3), clips=True, backend="reference"),
     ],
     "philox_normal": [
-        lambda: ([2, 9, 3], -7, words(3), words(4), torch.device("cpu"), native()),
-        lambda: ([2, 0, 3], 0, words(3), words(4), torch.device("cpu"), "reference"),
+        lambda: ([2, 9, 3], -7, words(3), words(4), words(5), torch.device("cpu"), native()),
+        lambda: ([2, 0, 3], 0, words(3), words(4), words(0), torch.device("cpu"), "reference"),
     ],
     "philox_normal_out": [
-        lambda: (-7, words(3), words(4), native(), torch.empty(2, 9, 3)),
-        lambda: (0, words(3), words(4), "reference", torch.empty(2, 9, 3)),
+        lambda: (-7, words(3), words(4), words(2**39), native(), torch.empty(2, 9, 3)),
+        lambda: (0, words(3), words(4), words(0), "reference", torch.empty(2, 9, 3)),
     ],
 }  # fmt: skip
 
 
-def denoise_sample(
-    grad: bool, blend: bool = False, given: bool = False, second: bool = False, backend: str | None = None
-) -> tuple:
-    def state(wanted: bool = True) -> Tensor | None:
-        return randn(2, 9, 3, grad=grad) if wanted else None
+def denoise_inputs(
+    grad: bool = False, blend: bool = False, given: bool = False, second: bool = False, clips: bool = False,
+    guided: bool = False,
+) -> tuple:  # fmt: skip
+    def state(wanted: bool = True, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        return randn(2, 9, 3, dtype=dtype, grad=grad) if wanted else None
 
     mask = torch.rand(1, 9, 1).expand(2, 9, 3) if blend else None
-    model_output = randn(2, 9, 3, dtype=torch.bfloat16, grad=grad)
-    drawn = not given and not second
+    coefficients = randn(2, 10)
+    coefficients[:, 3] = 0.5  # the limit: some elements are clipped, others not
     return (
-        state(), model_output, randn(2, 6), state(blend), mask, state(second), state(given), drawn, 5, words(3),
-        words(4), backend or native(),
+        state(), state(dtype=torch.bfloat16), coefficients, state(guided, torch.float16), state(blend), mask,
+        state(second), state(given), clips, not given and not second, 5, words(3), words(4), words(2**33),
     )  # fmt: skip
+
+
+def denoise_sample(grad: bool, return_x0: bool = False, backend: str | None = None, **which: bool) -> tuple:
+    return (*denoise_inputs(grad, **which), return_x0, backend or native())
+
+
+def denoise_out_sample(out: Tensor, x0_out: Tensor | None, backend: str | None = None, **which: bool) -> tuple:
+    return (*denoise_inputs(**which), backend or native(), out, x0_out)
 
 
 def public_ops() -> list[str]:
@@ -210,6 +229,36 @@ def step_into_out(x: Tensor, output: Tensor) -> Tensor:
     return out * 2
 
 
+def clipped_step(x: Tensor, output: Tensor) -> Tensor:
+    return denoise_step(x, output, 7, SCHEDULE, seed=3, prediction="v", clip=0.5, frame=2**35)
+
+
+def guided_step(x: Tensor, output: Tensor, unconditional: Tensor, t: Tensor) -> Tensor:
+    state, x0 = denoise_step(
+        x, output, t, SCHEDULE, eta=0.0, unconditional=unconditional, guidance=2.0, clip=0.5, clipped_direction=False,
+        return_x0=True,
+    )  # fmt: skip
+    return state + x0
+
+
+def thresholded_step(x: Tensor, output: Tensor) -> Tensor:
+    return denoise_step(x, output, 7, SCHEDULE, seed=3, dynamic_threshold=0.75, clip=1.5)
+
+
+def clipped_step_in_place(x: Tensor, output: Tensor, previous_x0: Tensor) -> Tensor:
+    state, x0 = x.clone(), previous_x0.clone()
+    denoise_step(state, output, 7, SCHEDULE, previous_x0=x0, clip=0.5, out=state, x0_out=x0)
+    return state + x0
+
+
+def affine(x: Tensor, output: Tensor, coefficients: Tensor, frame: Tensor) -> Tensor:
+    return affine_step(x, output, coefficients, seed=3, step=7, frame=frame)
+
+
+def noised_piece(x0: Tensor, t: Tensor, frame: Tensor) -> Tensor:
+    return q_sample(x0, t, SCHEDULE, seed=3, frame=frame)
+
+
 def with_noise(x: Tensor) -> Tensor:
     return x + philox_normal((9, 3), seed=3, sample=torch.arange(2), device=x.device)
 
@@ -239,6 +288,19 @@ PUBLIC = {
         ),
     ),
     "denoise_step of second order": (second_order_step, lambda: tuple(randn(*STATE, grad=True) for _ in range(3))),
+    "denoise_step with clip": (clipped_step, lambda: (randn(*STATE, grad=True), randn(*STATE, grad=True))),
+    "denoise_step with guidance": (
+        guided_step, lambda: (*(randn(*STATE, grad=True) for _ in range(3)), torch.tensor([3, 18])),
+    ),
+    "denoise_step with threshold": (thresholded_step, lambda: (randn(*STATE, grad=True), randn(*STATE, grad=True))),
+    "denoise_step in place": (clipped_step_in_place, lambda: tuple(randn(*STATE) for _ in range(3))),
+    "affine_step": (
+        affine,
+        lambda: (randn(*STATE, grad=True), randn(*STATE, grad=True), randn(2, 10).abs(), torch.tensor([3, 2**35])),
+    ),
+    "q_sample of a piece": (
+        noised_piece, lambda: (randn(*STATE, grad=True), torch.tensor([3, 18]), torch.tensor([3, 2**35])),
+    ),
     "denoise_step into out": (step_into_out, lambda: (randn(*STATE), randn(*STATE))),
     "philox_normal": (with_noise, lambda: (randn(*STATE, grad=True),)),
     "philox_normal into out": (with_noise_into_out, lambda: (randn(*STATE, grad=True),)),
@@ -271,7 +333,11 @@ def test_compiles_as_one_graph(name: str) -> None:
     assert_compiles(name, "aot_eager")
 
 
-@pytest.mark.parametrize("name", ["window_attention", "qna_attention", "q_sample", "denoise_step", "philox_normal"])
+@pytest.mark.parametrize(
+    "name",
+    ["window_attention", "qna_attention", "q_sample", "denoise_step", "denoise_step with clip",
+     "denoise_step with threshold", "philox_normal"],
+)  # fmt: skip
 def test_compiles_with_inductor(name: str) -> None:
     assert_compiles(name, "inductor")
 
@@ -333,6 +399,28 @@ def test_exports() -> None:
         assert torch.equal(exported(x, LENGTHS), module(x, LENGTHS))
 
 
+class Sampling(torch.nn.Module):
+    """A network and the step that follows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = torch.nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        noised = q_sample(x, t, SCHEDULE, seed=4, frame=9)
+        assert isinstance(noised, Tensor)
+        return denoise_step(noised, self.network(noised), t, SCHEDULE, seed=3, clip=0.5, frame=2**35)
+
+
+def test_a_sampling_step_exports() -> None:
+    module, t = Sampling(), torch.tensor([3, 18])
+    frames = torch.export.Dim("frames", min=2, max=1000)
+    exported = torch.export.export(module, (randn(2, 9, 3), t), dynamic_shapes={"x": {1: frames}, "t": None}).module()
+    for count in (9, 31):
+        x = randn(2, count, 3)
+        assert torch.equal(exported(x, t), module(x, t))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_brings_mixed_inputs_together(dtype: torch.dtype) -> None:
     q, k, v, bias = attention_inputs()
@@ -377,6 +465,6 @@ def test_a_module_trains_under_autocast() -> None:
 
 def test_public_names() -> None:
     assert set(kernels.__all__) >= {
-        "window_attention", "qna_attention", "q_sample", "denoise_step", "philox_normal", "backends",
+        "window_attention", "qna_attention", "q_sample", "denoise_step", "affine_step", "philox_normal", "backends",
     }  # fmt: skip
     assert all(callable(getattr(kernels, name)) for name in kernels.__all__)

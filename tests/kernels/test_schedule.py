@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sinmdm.kernels import Schedule
+from sinmdm.kernels.schedule import STEP_COLUMNS
 
 TABLES = ("betas", "alpha_bars", "posterior_mean_coef1", "posterior_mean_coef2", "posterior_log_variance")
 # The published implementation's tables for cosine, T = 1000, to the digits it was printed with.
@@ -86,6 +87,42 @@ def test_alpha_bar_of_the_clean_state_is_one() -> None:
 def test_a_schedule_of_ones_own_betas() -> None:
     schedule = Schedule([0.1, 0.2, 0.3])
     assert schedule.alpha_bars.tolist() == pytest.approx([0.9, 0.72, 0.504])
+
+
+def test_betas_may_come_as_near_to_the_ends_as_float64_does() -> None:
+    schedule = Schedule([2.0**-53, 1 - 2.0**-53])
+    assert schedule.betas.tolist() == [2.0**-53, 1 - 2.0**-53]
+    assert schedule.alpha_bars.tolist() == [1 - 2.0**-53, (1 - 2.0**-53) * 2.0**-53]
+    assert all(bool(getattr(schedule, name).isfinite().all()) for name in TABLES)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "epsilon", "v"])
+def test_options_have_columns_of_their_own(prediction: str) -> None:
+    schedule, t = Schedule.cosine(50), torch.tensor([20, 49])
+
+    def columns(**options) -> dict:
+        rows = schedule.step_coefficients(t, t - 5, prediction=prediction, **options)
+        assert rows.dtype == torch.float64
+        return dict(zip(STEP_COLUMNS, rows.unbind(1), strict=True))
+
+    def changed(other: dict) -> set[str]:
+        return {name for name in plain if not torch.equal(plain[name], other[name])}
+
+    plain = columns(eta=0.5)
+    assert plain["limit"].tolist() == [math.inf] * 2
+    assert plain["scale"].tolist() == [1.0] * 2
+    assert not plain["unconditional_to_x0"].any()
+    assert not plain["of_raw"].any()
+    assert changed(clipped := columns(eta=0.5, clip=0.75)) == {"limit"}
+    assert clipped["limit"].tolist() == [0.75] * 2
+    # A weight of 4 and another of -3: exact multiples.
+    assert changed(guided := columns(eta=0.5, guidance=4.0)) == {"model_to_x0", "unconditional_to_x0"}
+    assert torch.equal(guided["model_to_x0"], 4 * plain["model_to_x0"])
+    assert torch.equal(guided["unconditional_to_x0"], -3 * plain["model_to_x0"])
+    # The direction's share of x0 moves from one column to another.
+    assert changed(raw := columns(eta=0.5, clipped_direction=False)) == {"of_x0", "of_raw"}
+    assert raw["of_x0"].tolist() == schedule.alpha_bar_at(t - 5).sqrt().tolist()
+    assert torch.allclose(raw["of_x0"] + raw["of_raw"], plain["of_x0"], rtol=0, atol=2 * torch.finfo(torch.float64).eps)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from sinmdm.diffusion import Schedule, sample
 from sinmdm.nn import WindowTransformer
 
 
@@ -83,3 +84,56 @@ def test_dropout_acts_in_training_only() -> None:
 def test_bad_arguments_are_named(options: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         WindowTransformer(5, **({"d_model": 16, "heads": 2} | options))
+
+
+class TestConditions:
+    @pytest.mark.parametrize("lengths", [None, torch.tensor([12, 7, 1])], ids=["", "lengths"])
+    def test_are_all_that_the_network_makes_of_a_timestep(self, lengths: torch.Tensor | None) -> None:
+        for network in (_network(), _network().float()):
+            x = torch.randn(3, 5, 12, dtype=network.input.weight.dtype)
+            t = torch.tensor([0, 7, 7])
+            conditions = network.conditions(t)
+            assert conditions.shape == (3, 2, 6 * 16)
+            assert conditions.dtype == x.dtype
+            assert torch.equal(network(x, t, lengths), network(x, lengths=lengths, conditions=conditions))
+            assert not torch.equal(network(x, t), network(x, conditions=conditions[[1, 0, 0]]))
+
+    def test_one_row_is_every_motions(self) -> None:
+        network = _network()
+        x, t = torch.randn(3, 5, 12, dtype=torch.float64), torch.tensor([7])
+        row = network.conditions(t)
+        assert torch.equal(network(x, conditions=row), network(x, conditions=row.expand(3, -1, -1)))
+        # One row of a matrix product and three of them may be summed in another order, in float64.
+        torch.testing.assert_close(network(x, conditions=row), network(x, t.expand(3)), rtol=1e-12, atol=1e-12)
+
+    def test_of_many_timesteps_at_once_are_those_of_each(self) -> None:
+        network = _network()
+        together = network.conditions(torch.arange(9))
+        alone = torch.cat([network.conditions(torch.tensor([t])) for t in range(9)])
+        torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+
+    def test_learn_too(self) -> None:
+        network = _network()
+        network(
+            torch.randn(1, 5, 12, dtype=torch.float64), conditions=network.conditions(torch.tensor([1]))
+        ).sum().backward()
+        assert network.time[0].weight.grad.abs().sum() > 0
+
+    @pytest.mark.parametrize("options", [{}, {"timesteps": torch.tensor([1]), "conditions": torch.zeros(1, 2, 96)}])
+    def test_either_these_or_timesteps(self, options: dict) -> None:
+        with pytest.raises(ValueError, match=r"^give either timesteps or conditions$"):
+            _network()(torch.zeros(1, 5, 12, dtype=torch.float64), **options)
+
+    def test_a_compiled_network_samples_as_the_network_itself(self) -> None:
+        """`backend="eager"` runs the very same operations. Its attributes are the network's, and so it is asked for
+        its conditions and may be given pieces."""
+        network = _network().float()
+        compiled = torch.compile(network, backend="eager")
+        asked = []
+        network.conditions = lambda t, make=network.conditions: asked.append(len(t)) or make(t)  # type: ignore[method-assign]
+        schedule, options = Schedule.cosine(10), {"seed": 3, "steps": 4, "sampler": "ddim"}
+        expected = sample(network, (2, 5, 20), schedule, **options)
+        assert torch.equal(sample(compiled, (2, 5, 20), schedule, **options), expected)
+        assert asked == [4, 4]
+        in_pieces = sample(network, (2, 5, 20), schedule, piece=15, **options)
+        assert torch.equal(sample(compiled, (2, 5, 20), schedule, piece=15, **options), in_pieces)

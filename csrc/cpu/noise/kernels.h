@@ -62,7 +62,7 @@ constexpr int counter_in_lane(int lane) {
   return lane % 4 * (kSingles / 4) + lane / 4;
 }
 
-// -2 ln u of u in (0, 1) as cpu-wide philox.h's log_unit has it, times -2.
+// -2 ln u of u in (0, 1): philox.h's log_unit, the factor in its constants.
 SINMDM_KERNEL Vector minus_two_log(Vector u) {
   const Ints bits = cast<Ints>(u);
   const Ints exponent = (bits - 0x3F3504F3) & static_cast<int32_t>(0xFF800000u);  // still in its place, times 2^23
@@ -81,7 +81,7 @@ SINMDM_KERNEL Vector minus_two_log(Vector u) {
 // (cos, sin) of 2 pi v for v = ((word >> 9) + 1/2) 2^-23: quarter and remainder are taken from the integers.
 SINMDM_KERNEL void cos_sin_of(Ints word, Vector& cosine, Vector& sine) {
   // In units of 2^-24 v is (word >> 8) | 1, and its signed distance from the nearest quarter turn are 22 bits of it.
-  const Vector r = to_float((word << 2) >> 10 | 1) * 0x1p-24f;
+  const Vector r = to_float(cast<Ints>(cast<Words32>(word) << 2) >> 10 | 1) * 0x1p-24f;
   const Vector square = r * r;
   Vector s = -75.39356231689453f * square + 81.59235382080078f;
   s = s * square + -41.3416633605957f;
@@ -91,8 +91,9 @@ SINMDM_KERNEL void cos_sin_of(Ints word, Vector& cosine, Vector& sine) {
   c = c * square + 64.9393081665039f;
   c = c * square + -19.739208221435547f;
   c = c * square + 1.0f;
-  const Ints quarter = word + 0x20000000;  // its number modulo 4 in the top two bits
-  const Ints odd = quarter << 1, sign = static_cast<int32_t>(0x80000000u) + Ints{};
+  const Words32 quarter_bits = cast<Words32>(word) + 0x20000000u;  // its number modulo 4 in the top two bits
+  const Ints quarter = cast<Ints>(quarter_bits), odd = cast<Ints>(quarter_bits << 1);
+  const Ints sign = static_cast<int32_t>(0x80000000u) + Ints{};
   const Vector x = odd < 0 ? s : c, y = odd < 0 ? c : s;
   cosine = cast<Vector>(cast<Ints>(x) ^ ((quarter ^ odd) & sign));
   sine = cast<Vector>(cast<Ints>(y) ^ (quarter & sign));
@@ -204,7 +205,7 @@ SINMDM_KERNEL void denoise_at(const Step& c, bool clips, const States& s, int64_
     x0 = read<C>(s.known + i) * mask + x0 * (1.0f - mask);
   }
   C result = x0 * c.of_x0 + x * c.of_x;
-  if (clips) result += raw * c.of_raw;
+  if (clips && c.of_raw != 0.0f) result += raw * c.of_raw;  // raw may be infinite where x0 is not
   if (s.previous != nullptr) result += read<C>(s.previous + i) * c.of_previous;
   if (s.z != nullptr) result += read<C>(s.z + i) * c.of_noise;
   if (s.x0 != nullptr) memcpy(s.x0 + i, &x0, sizeof(x0));

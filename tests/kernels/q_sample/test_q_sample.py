@@ -6,6 +6,7 @@ import pytest
 import torch
 from tolerance import assert_same_formula, assert_within_budget
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sinmdm.kernels import Schedule, philox_normal, q_sample
 
@@ -137,6 +138,42 @@ def test_a_longer_sequence_starts_like_a_shorter_one(backend: str) -> None:
     assert torch.equal(q_sample(x0[:, :13], 20, SCHEDULE, seed=8, backend=backend), longer[:, :13])
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 174])
+def test_a_piece_is_a_slice_of_the_whole(channels: int, backend: str) -> None:
+    x0 = torch.randn(3, 41, channels)
+    options = {"seed": 2**63 + 7, "step": 9, "sample": 11, "return_noise": True, "backend": backend}
+    whole = q_sample(x0, 20, SCHEDULE, **options)
+    for a, b in ((0, 1), (1, 9), (7, 40), (13, 17), (40, 41)):
+        for frame in (a, torch.full((3,), a, dtype=torch.int32)):
+            piece = q_sample(x0[:, a:b], 20, SCHEDULE, frame=frame, **options)
+            assert all(torch.equal(p, w[:, a:b]) for p, w in zip(piece, whole, strict=True)), (a, b)
+    first = [0, 5, 22]  # a frame a row
+
+    def pieces(y: Tensor) -> Tensor:
+        return torch.stack([row[a : a + 18] for row, a in zip(y, first, strict=True)])
+
+    actual = q_sample(pieces(x0), 20, SCHEDULE, frame=torch.tensor(first), **options)
+    assert all(torch.equal(p, pieces(w)) for p, w in zip(actual, whole, strict=True))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 174])
+def test_native_equals_reference_far_away(channels: int) -> None:
+    x0 = torch.randn(3, 41, channels)
+    # Element 2^34 is the first of the counter at which the second word begins; and the last frames there are.
+    for frame in (2**34 // channels - 20, 2**40 - 41):
+        native, reference = (
+            q_sample(x0, 20, SCHEDULE, seed=3, frame=frame, backend=name) for name in ("cpu", "reference")
+        )
+        bound = 2e-6 + 3 * torch.finfo(torch.float32).eps * 5  # as in the blocks above
+        assert float((native - reference).abs().max()) <= bound
+
+
+def test_given_noise_does_not_mind_the_frame(backend: str) -> None:
+    x0, noise = torch.randn(2, *SHAPE)
+    expected = q_sample(x0, 20, SCHEDULE, noise=noise, backend=backend)
+    assert torch.equal(q_sample(x0, 20, SCHEDULE, noise=noise, frame=77, backend=backend), expected)
+
+
 @pytest.mark.parametrize("layout", layouts(torch.zeros(1, 1, 1)))
 def test_into_out(layout: str, backend: str) -> None:
     x0 = torch.randn(SHAPE)
@@ -237,6 +274,12 @@ def bad_values() -> dict[str, tuple[dict, type[Exception], str]]:
         "step's dtype": ({"step": torch.ones(3)}, TypeError, "step must be int32 or int64"),
         "sample runs over": ({"sample": 2**32 - 2}, ValueError, "sample must stay within.*for 3 rows"),
         "sample negative": ({"sample": -1}, ValueError, "sample must stay within"),
+        "frame negative": ({"frame": -1}, ValueError, r"frame must be from 0 to 2\*\*40 - 1, got -1"),
+        "frame too large": ({"frame": 2**40}, ValueError, r"frame must be from 0 to 2\*\*40 - 1, got 1099511627776"),
+        "frame True": ({"frame": True}, ValueError, "frame must be.*got True"),
+        "frame's shape": ({"frame": torch.tensor([1])}, ValueError, r"frame must have shape.*\(3,\), got \(1,\)"),
+        "frame's dtype": ({"frame": torch.ones(3)}, TypeError, "frame must be int32 or int64, got float32"),
+        "frame's values": ({"frame": torch.tensor([0, -1, 2])}, ValueError, "frame must be.*got values from -1 to 2"),
         "out's shape": ({"out": x0[:, :3]}, ValueError, "out must have shape"),
         "out's dtype": ({"out": x0.double()}, TypeError, "out must be float32, got float64"),
         "out with a gradient": (
@@ -255,3 +298,18 @@ def test_errors_name_the_argument(what: str) -> None:
     changed, error, message = bad_values()[what]
     with pytest.raises(error, match=message):
         q_sample(**good() | changed)
+
+
+@pytest.mark.parametrize("which", ["x0", "noise"])
+def test_forward_mode_is_an_error(which: str, backend: str) -> None:
+    tensors = {"x0": torch.randn(SHAPE), "noise": torch.randn(SHAPE)}
+    expected = q_sample(**tensors, t=5, schedule=SCHEDULE, backend=backend)
+    with forward_ad.dual_level():
+        assert torch.equal(q_sample(**tensors, t=5, schedule=SCHEDULE, backend=backend), expected)
+        tensors[which] = forward_ad.make_dual(tensors[which], torch.ones(SHAPE))
+        with pytest.raises(RuntimeError, match="q_sample has no forward-mode derivative"):
+            q_sample(**tensors, t=5, schedule=SCHEDULE, backend=backend)
+    with pytest.raises(RuntimeError, match="q_sample has no forward-mode derivative"):
+        torch.func.jvp(
+            lambda x: q_sample(x, 5, SCHEDULE, seed=1, backend=backend), (torch.ones(SHAPE),), (torch.ones(SHAPE),)
+        )
