@@ -107,7 +107,7 @@ def first_frames(frame: int | Tensor, rows: int, device: torch.device) -> Tensor
             low, high = int(frame.min()), int(frame.max())
             if low < 0 or high >= 2**40:
                 raise ValueError(f"frame must be from 0 to 2**40 - 1, got values from {low} to {high}")
-        return frame.to(device=device, dtype=torch.int64)
+        return frame.to(device=device, dtype=torch.int64).contiguous()
     if isinstance(frame, bool) or not isinstance(frame, int) or not 0 <= frame < 2**40:
         raise ValueError(f"frame must be from 0 to 2**40 - 1, got {frame!r}")
     return torch.full((rows,), frame, device=device, dtype=torch.int64)

@@ -55,7 +55,7 @@ def check_out(name: str, out: Tensor | None, x: Tensor, *operands: Tensor | None
         )
     begin, end, dense = _memory(out)
     for operand in (x, *operands):
-        if operand is None or (out.data_ptr(), out.stride()) == (operand.data_ptr(), operand.stride()):
+        if operand is None or _same_place(out, operand):
             continue
         other_begin, other_end, other_dense = _memory(operand)
         # Views with gaps may lie between one another without harm, and are the caller's business, as in torch.
@@ -71,9 +71,16 @@ def check_apart(name: str, tensor: Tensor | None, other_name: str, other: Tensor
         return
     begin, end, dense = _memory(tensor)
     other_begin, other_end, other_dense = _memory(other)
-    same = (tensor.data_ptr(), tensor.stride()) == (other.data_ptr(), other.stride())
-    if tensor.numel() and (same or (dense and other_dense and begin < other_end and other_begin < end)):
+    if tensor.numel() and (
+        _same_place(tensor, other) or (dense and other_dense and begin < other_end and other_begin < end)
+    ):
         raise ValueError(f"{name} must share no memory with {other_name}")
+
+
+def _same_place(a: Tensor, b: Tensor) -> bool:
+    """Whether each element of `a` is the same element of `b`, which has its shape."""
+    strides = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return (a.data_ptr(), a.dtype) == (b.data_ptr(), b.dtype) and all(n == 1 or i == j for n, i, j in strides)
 
 
 def _memory(x: Tensor) -> tuple[int, int, bool]:

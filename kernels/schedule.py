@@ -47,9 +47,12 @@ class Schedule:
         betas = torch.as_tensor(self.betas, dtype=torch.float64)
         if betas.dim() != 1 or len(betas) == 0:
             raise ValueError(f"betas must have shape (T,) with T >= 1, got {tuple(betas.shape)}")
-        outside = betas[~((1 - betas > 0) & (1 - betas < 1))]  # so that float64 can tell 1 - beta from 1
+        outside = betas[~((betas > 0) & (betas < 1))]
         if len(outside):
             raise ValueError(f"betas must lie in (0, 1), got {float(outside[0])}")
+        tiny = betas[1 - betas == 1]
+        if len(tiny):
+            raise ValueError(f"betas must be large enough for 1 - beta to differ from 1, got {float(tiny[0])}")
         alpha_bars = torch.cumprod(1 - betas, 0)
         previous = torch.cat([alpha_bars.new_ones(1), alpha_bars[:-1]])
         variance = betas * (1 - previous) / (1 - alpha_bars)
@@ -109,25 +112,31 @@ class Schedule:
         last = None if t_last is None else self.alpha_bar_at(t_last)
         return coefficients_between(self.alpha_bar_at(t), self.alpha_bar_at(t_prev), last=last, **options)
 
-    def step_row(self, t: int, t_prev: int, t_last: int | None, dtype: torch.dtype, **options: Any) -> Tensor:
-        """The (1, 10) row of one step, in `dtype` on the CPU; remembered, because a sampler asks again and again."""
-        key = (t, t_prev, t_last, dtype, *options.values())
+    def _step_row(self, t: int, t_prev: int, t_last: int | None, dtype: torch.dtype, **options: Any) -> Tensor:
+        """The (1, 10) row of one step, in `dtype` on the CPU; remembered, because a sampler asks again and again.
+
+        It is not to be written into.
+        """
+        key = (t, t_prev, t_last, dtype, *sorted(options.items()))
         row = self._rows.get(key)
         if row is None:
             if len(self._rows) >= _CACHED_ROWS:
                 self._rows.clear()
-            steps = (torch.tensor([t]), torch.tensor([t_prev]))
-            last = None if t_last is None else torch.tensor([t_last])
-            row = self.step_coefficients(*steps, t_last=last, **options).to(dtype)
+            with torch.inference_mode(False):  # a later call may need a gradient
+                steps = (torch.tensor([t]), torch.tensor([t_prev]))
+                last = None if t_last is None else torch.tensor([t_last])
+                row = self.step_coefficients(*steps, t_last=last, **options).to(dtype)
             check_signal(row, t, options.get("prediction", "x0"))
             self._rows[key] = row
         return row
 
 
 def check_signal(coefficients: Tensor, t: int | Tensor, prediction: str) -> None:
-    """Raise where the coefficients of a step from `t` are not finite: `prediction` divides by a signal that is not."""
+    """Raise where the coefficients of a step from `t` are not finite."""
     if not bool(coefficients[:, [name != "limit" for name in STEP_COLUMNS]].isfinite().all()):
-        raise ValueError(f"the schedule leaves no signal at t = {t} (alpha_bar 0), which {prediction!r} divides by")
+        raise ValueError(
+            f"the schedule leaves no signal at t = {t} (alpha_bar 0) to step from with prediction {prediction!r}"
+        )
 
 
 def coefficients_between(
@@ -154,6 +163,7 @@ def coefficients_between(
         clip: bound of |x0|.
         clipped_direction: whether DDIM takes the noise that is in x_t from the clipped x0 or from the raw one.
     """
+    now, next_, last_ = torch.broadcast_tensors(now, next_, now if last is None else last)
     signal, sigma = now.sqrt(), (1 - now).sqrt()
     zero, one = torch.zeros_like(now), torch.ones_like(now)
     x_to_x0, model_to_x0 = {
@@ -169,10 +179,10 @@ def coefficients_between(
         # With last: alpha_next (1 - exp(-h)), without its difference of exponentials.
         of_x0, of_noise = next_.sqrt() - of_x * signal, spread
         if last is not None:
-            log_snr = [0.5 * (a.log() - (1 - a).log()) for a in (last, now, next_)]
+            log_snr = [0.5 * (a.log() - (1 - a).log()) for a in (last_, now, next_)]
             # With h infinite (to the clean state), or no distance to extrapolate over, it is of first order.
             half_ratio = (log_snr[2] - log_snr[1]) / (2 * (log_snr[1] - log_snr[0]))
-            extrapolation = torch.where((next_ < 1) & (last < now), half_ratio, zero)
+            extrapolation = torch.where((next_ < 1) & (last_ < now), half_ratio, zero)
             of_x0, of_previous = of_x0 * (1 + extrapolation), -of_x0 * extrapolation
         elif not clipped_direction:
             of_x0, of_raw = next_.sqrt(), -of_x * signal

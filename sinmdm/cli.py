@@ -20,7 +20,7 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-_count, _seed = _whole(1, 2**31), _whole(0, 2**63)
+_count, _seed = _whole(1, 2**31), _whole(0, 2**64)
 
 
 def _positive(text: str) -> float:
@@ -159,7 +159,9 @@ def _sample(arguments: argparse.Namespace) -> None:
     if frames is None:
         if run.fps is None:
             raise ValueError("--seconds needs a frame rate, which a run on an array does not have: give --frames")
-        frames = max(1, round(arguments.seconds * run.fps))
+        frames = max(1, round(min(arguments.seconds * run.fps, 2**31)))
+        if frames >= 2**31:
+            raise ValueError(f"--seconds must be less than {2**31 / run.fps:.0f}, got {arguments.seconds:g}")
     bar, on_step = _steps_bar(arguments.quiet, "sampling")
     with filling(arguments.out) as folder, bar:
         run.write_samples(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .diffusion import GraphCache, Schedule, plan_steps, sample, stream
+from .diffusion.sampling import usable_device
 from .kernels.philox import check_seed
 from .motion import Layout, Motion, Normalizer, layout_from_dict, read_motion, writing_motion
 from .motion.atomic import replacing
@@ -96,11 +98,7 @@ def device_named(device: torch.device | str | None) -> torch.device:
     """A device that can be used here; None is CUDA where torch sees it, else the CPU. Raises ValueError otherwise."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return torch.device(device)
+    return usable_device(device)
 
 
 def layout_stamp(layout: Layout) -> str:
@@ -170,7 +168,7 @@ class Run:
     def write_samples(self, folder: str | os.PathLike[str], frames: int, n: int = 1, **options: Any) -> list[Path]:
         """New motions, into sample00.bvh (.npy for a run on an array), sample01.bvh, ... of a folder.
 
-        Decodes and writes a few thousand frames at a time, so that the memory of a long motion is that of its features
+        Decodes and writes a thousand frames at a time, so that the memory of a long motion is that of its features
         alone. Each file appears whole or not at all.
 
         Args:
@@ -243,11 +241,21 @@ class Run:
                     if on_step is not None:
                         on_step(number * each + done, len(begins) * each)
 
-                x = sample(
-                    network, (count, self.layout.size, frames), self.schedule, seed=seed, device=where,
-                    first_sample=begin, graphs=self.graphs, on_step=report, **options,
-                )  # fmt: skip
-                yield from x.mT.cpu()
+                shape = (count, self.layout.size, frames)
+                try:
+                    x = sample(
+                        network, shape, self.schedule, seed=seed, device=where, first_sample=begin,
+                        graphs=self.graphs, on_step=report, **options,
+                    ).mT.cpu()  # fmt: skip
+                except RuntimeError as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                    size = 4 * math.prod(shape) / 1e9
+                    raise ValueError(
+                        f"frames and batch_size must fit in memory, got {frames} and {count}: "
+                        f"{size:.1f} GB of features alone"
+                    ) from error
+                yield from x
 
         return motions()
 
@@ -284,6 +292,14 @@ class Run:
         )  # fmt: skip
         decode = self.layout.decoder()
         return (decode(self.normalizer.invert(x[0].mT.cpu())) for x in pieces)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed: on the CPU torch says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error)
+        for words in ("not enough memory", "can't allocate memory", "Storage size calculation overflow")
+    )
 
 
 def _check_counts(**counts: int) -> None:

@@ -196,6 +196,8 @@ def affine_step(
         raise ValueError(
             f"coefficients must have shape (1 or batch, 10) = ({shape[0]}, 10), got {tuple(coefficients.shape)}"
         )
+    if coefficients.requires_grad:
+        raise ValueError("coefficients has no gradient: pass coefficients.detach()")
     no_forward_mode("denoise_step", x_t, model_output, unconditional, known, previous_x0, noise)
     tensors = (unconditional, known, mask, previous_x0, noise)
     inputs = (
@@ -339,10 +341,13 @@ def denoise_step(
 
 def _check_predictions(x_t: Tensor, model_output: Tensor, unconditional: Tensor | None) -> None:
     for name, prediction in (("model_output", model_output), ("unconditional", unconditional)):
-        if prediction is not None:
-            check_shape(name, prediction, tuple(x_t.shape), "(batch, frames, channels)")
-            check_dtype(name, prediction, FLOAT_DTYPES)
-            check_device(name, prediction, "x_t", x_t)
+        if prediction is None and name == "unconditional":
+            continue
+        if not isinstance(prediction, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(prediction).__name__}")
+        check_shape(name, prediction, tuple(x_t.shape), "(batch, frames, channels)")
+        check_dtype(name, prediction, FLOAT_DTYPES)
+        check_device(name, prediction, "x_t", x_t)
 
 
 def _ends(t_prev: int | Tensor | None, t: int | Tensor) -> bool:
@@ -414,12 +419,12 @@ def _row(
         raise ValueError(f"t_prev must be below t, got {t_prev} for t = {t}")
     last = (2 * t - previous if t_last is None else t_last) if second_order else None
     if last is not None and not t < last < total:
-        raise ValueError(f"t_last must be above t and below {total}, got {t_last} for t = {t}")
+        raise ValueError(f"t_last must be above t and below {total}, got {last} for t = {t}")
     if torch.compiler.is_compiling():
         steps = torch.tensor([t]), torch.tensor([previous])
         lasts = None if last is None else torch.tensor([last])
         return schedule.step_coefficients(*steps, t_last=lasts, **options).to(dtype)
-    return schedule.step_row(t, previous, last, dtype, **options)
+    return schedule._step_row(t, previous, last, dtype, **options)
 
 
 @torch.no_grad()

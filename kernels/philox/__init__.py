@@ -115,7 +115,7 @@ def philox_normal(
         raise ValueError(f"shape must be (frames, channels), each an int >= 0, got {tuple(shape)!r}")
     batched = isinstance(sample, Tensor)
     rows = sample.shape[0] if isinstance(sample, Tensor) and sample.dim() == 1 else 1
-    probe = torch.empty(0, device=device or (out.device if out is not None else "cpu"))
+    probe = torch.empty(0, dtype=torch.float32, device=device or (out.device if out is not None else "cpu"))
     step_words = words("step", step, rows, probe.device)
     sample_words = words("sample", sample, rows, probe.device)
     frame_words = first_frames(frame, rows, probe.device)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 2  # steps before the capture: libraries allocate their workspaces and Triton compiles in them
-KEPT = 8  # captured loops that a cache holds
+KEPT = 4  # captured loops that a cache holds
 
 
 @dataclass
@@ -29,7 +29,11 @@ class Captured:
 
 
 class GraphCache:
-    """The loops that were captured last, at most KEPT, by model, shape and whatever else a graph has as a constant."""
+    """The loops that were captured last, at most KEPT, by model, shape and whatever else a graph has as a constant.
+
+    A loop keeps its model and its memory on the device until it is pushed out or `clear` is called. For one thread at a
+    time, and one stream: replays of a loop share its tensors.
+    """
 
     def __init__(self) -> None:
         # With the model, so that no other takes its identity while there is a graph of it.
@@ -37,6 +41,10 @@ class GraphCache:
 
     def __len__(self) -> int:
         return len(self._loops)
+
+    def clear(self) -> None:
+        """Give all loops back, with their memory."""
+        self._loops.clear()
 
     def get(self, model: Callable[..., Tensor], key: tuple[Any, ...], make: Callable[[], Captured]) -> Captured:
         """The loop of `model` and `key`, made by `make` where there is none."""
@@ -60,7 +68,9 @@ def _capture(step: Callable[[dict[str, Tensor], Tensor], None], tensors: dict[st
             step(tensors, cursor)
     torch.cuda.current_stream(device).wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # On the stream of this device: torch's own default is that of the first device that captured. The outer one comes
+    # back even where the capture cannot be ended.
+    with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph, stream=aside):
         step(tensors, cursor)
         cursor.add_(1)
     return Captured(graph, cursor, tensors)
@@ -96,8 +106,11 @@ def replay(
             make = lambda: _capture(step, tensors)  # noqa: E731
             loop = make() if cache is None else cache.get(model, (addresses, shapes, *constants), make)
     except RuntimeError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"sinmdm: sampling without a CUDA graph, which is slower: {reason}", RuntimeWarning, stacklevel=3)
+        first: BaseException = error
+        while first.__context__ is not None:  # what went wrong in the step, before ending the capture failed too
+            first = first.__context__
+        reason = (str(first).strip() or type(first).__name__).splitlines()[0]
+        warnings.warn(f"sinmdm: sampling without a CUDA graph, which is slower: {reason}", RuntimeWarning, stacklevel=4)
         return None
     for name, x in tensors.items():
         loop.tensors[name].copy_(x)

@@ -27,6 +27,31 @@ def check_model(model: Callable[..., Tensor], what: str) -> int:
     return int(field)
 
 
+def usable_device(device: torch.device | str | None) -> torch.device:
+    """A device that can be computed on here; None is the CPU. Raises ValueError otherwise."""
+    try:
+        named = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=named)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if named.type == "meta":
+        raise ValueError("device 'meta' cannot be used here: it holds no numbers")
+    return named
+
+
+def check_sizes(model: Callable[..., Tensor], features: int, first_sample: int, *, batch: int, **counts: int) -> None:
+    """Raise ValueError unless the sizes of what is asked of `model` are possible, by name."""
+    for name, value in ({"features": features, **counts}).items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 0:
+        raise ValueError(f"batch must be an int >= 0, got {batch!r}")
+    if getattr(model, "features", features) != features:
+        raise ValueError(f"features must be the model's {model.features}, got {features}")  # type: ignore[attr-defined]
+    if isinstance(first_sample, bool) or not isinstance(first_sample, int) or not 0 <= first_sample <= 2**32 - batch:
+        raise ValueError(f"first_sample must be from 0 to 2**32 - batch = {2**32 - batch}, got {first_sample!r}")
+
+
 def conditions_of(model: Callable[..., Tensor], plan: Plan, device: torch.device) -> Tensor:
     """What the model is told of each step, made once: a row of its `conditions` where it has a method of that name (as
     WindowTransformer), which is all that it makes of a timestep; the timestep itself elsewhere."""
@@ -94,8 +119,8 @@ def sample(
     state, updated in place (two with "dpmpp_2m"), and the result is the same up to float rounding.
 
     Args:
-        model: maps (B, features, frames) and timesteps (B,) to its prediction; takes `lengths=` where given, and
-            `conditions=` where it has a method of that name (`sinmdm.nn.WindowTransformer`).
+        model: maps (B, features, frames) float32 and timesteps (B,) to its prediction, in eval mode; takes `lengths=`
+            where given, and `conditions=` where it has a method of that name (`sinmdm.nn.WindowTransformer`).
         shape: (B, features, frames) of the result.
         schedule: the one the model was trained with.
         sampler: "ddpm" (Ho et al. 2020, algorithm 2), "ddim" (Song et al. 2021, eq. 12) or "dpmpp_2m" (Lu et al. 2022,
@@ -124,24 +149,26 @@ def sample(
     Raises:
         ValueError, TypeError: an argument that is not as above, by name.
     """
-    if len(shape) != 3 or any(n < 0 for n in shape):
-        raise ValueError(f"shape must be (batch, features, frames), got {tuple(shape)}")
-    if (seed is None) == (noise is None):
-        raise ValueError("give either seed or noise")
+    if not isinstance(shape, Sequence) or len(shape) != 3:
+        raise ValueError(f"shape must be (batch, features, frames), got {shape!r}")
     batch, features, frames = shape
-    device = torch.device(device or "cpu")
+    check_sizes(model, features, first_sample, batch=batch, frames=frames)
+    if (seed is None) == (noise is None):
+        raise ValueError("give either seed or noise, " + ("got neither" if seed is None else "not both"))
+    if noise is not None and not callable(noise):
+        raise ValueError(f"noise must be callable with a step, got {type(noise).__name__}")
+    device = usable_device(device)
     plan = plan_steps(
         schedule, sampler=sampler, steps=steps, spacing=spacing, prediction=prediction, variance=variance, eta=eta,
         clip=clip,
     )  # fmt: skip
     if piece is None:
-        piece = PIECE if hasattr(model, "receptive_field") and frames > 2 * PIECE else max(frames, 1)
+        local = getattr(model, "receptive_field", None) is not None
+        piece = PIECE if local and frames > 2 * PIECE else max(frames, 1)
     if isinstance(piece, bool) or not isinstance(piece, int) or piece < 1:
         raise ValueError(f"piece must be an int >= 1, got {piece!r}")
     if piece < frames:
         check_model(model, f"pieces of {piece} frames")
-    if isinstance(first_sample, bool) or not isinstance(first_sample, int) or not 0 <= first_sample <= 2**32 - batch:
-        raise ValueError(f"first_sample must be from 0 to 2**32 - batch = {2**32 - batch}, got {first_sample!r}")
     if lengths is not None:
         _check_lengths(lengths, batch, frames)
     known, mask = _blend(known, mask, shape, device)
@@ -197,7 +224,7 @@ class _Loop:
         """What a captured step has built in, beside its tensors."""
         training = getattr(self.model, "training", None)
         cast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        return self.seed, self.plan.draws, self.plan.clips, training, cast
+        return self.seed if self.plan.draws else None, self.plan.draws, self.plan.clips, training, cast
 
     def step(self, i: int, fresh: Tensor | None) -> None:
         """Step number i of the plan."""
@@ -217,7 +244,10 @@ class _Loop:
         """The step whose number is in `cursor` (1,), with nothing that the host would have to know."""
         rows = {name: tensors[name].index_select(0, cursor) for name in ("coefficients", "told", "words")}
         x = tensors["x"]
-        predicted = call_model(self.model, x, rows["told"], tensors.get("lengths"))
+        # Autocast's cache would have the graph read casts of the weights that are gone when it is replayed.
+        cast = torch.is_autocast_enabled(x.device.type)
+        with torch.autocast(x.device.type, enabled=cast, cache_enabled=False):
+            predicted = call_model(self.model, x, rows["told"], tensors.get("lengths"))
         self._write(tensors, rows, 0, x.shape[1], predicted, None)
 
     def _write(
@@ -239,10 +269,8 @@ class _Loop:
 
 
 def _check_lengths(lengths: Tensor, batch: int, frames: int) -> None:
-    if tuple(lengths.shape) != (batch,) or lengths.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"lengths must be (batch,) = ({batch},) int32 or int64, got {tuple(lengths.shape)} {lengths.dtype}"
-        )
+    if not isinstance(lengths, Tensor) or lengths.shape != (batch,) or lengths.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"lengths must be an int32 or int64 tensor (batch,) = ({batch},), got {lengths!r}")
     if lengths.device.type == "cpu" and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= frames:
         raise ValueError(f"lengths must be from 0 to {frames}, got values from {lengths.min()} to {lengths.max()}")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..kernels import Schedule, affine_step, philox_normal
 from .plan import plan_steps
-from .sampling import INITIAL_STEP, call_model, check_model, conditions_of
+from .sampling import INITIAL_STEP, call_model, check_model, check_sizes, conditions_of, usable_device
 
 
 @dataclass
@@ -67,14 +67,12 @@ def stream(
         ValueError: an argument that is not as above, by name, at the call and not only at the first frames.
     """
     field = check_model(model, "a stream")
-    for name, value in (("features", features), ("chunk", chunk), ("batch", batch)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+    check_sizes(model, features, first_sample, batch=batch, chunk=chunk)
     plan = plan_steps(
         schedule, sampler=sampler, steps=steps, spacing=spacing, prediction=prediction, variance=variance, eta=eta,
         clip=clip,
     )  # fmt: skip
-    device = torch.device(device or "cpu")
+    device = usable_device(device)
     samples = torch.arange(first_sample, first_sample + batch, device=device)
 
     def drawn(begin: int) -> Tensor:

@@ -285,10 +285,11 @@ class TestCapture:
             said.append(f"end of {name}")
 
         monkeypatch.setattr(torch.cuda, "Stream", lambda device: quiet)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: quiet)
-        monkeypatch.setattr(torch.cuda, "stream", lambda aside: within("aside"))
+        main = SimpleNamespace(wait_stream=quiet.wait_stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: within("aside" if stream is quiet else "main"))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "the graph")
-        monkeypatch.setattr(torch.cuda, "graph", lambda graph: within(graph))
+        monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: within(graph if stream is quiet else "nowhere"))
         monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
         return said
 
@@ -305,7 +306,8 @@ class TestCapture:
 
         loop = graphs._capture(step, tensors)
         warm = ["step"] * graphs.WARM_UP
-        assert cuda == ["wait", "aside", *warm, "end of aside", "wait", "the graph", "step", "end of the graph"]
+        captured = ["main", "the graph", "step", "end of the graph", "end of main"]
+        assert cuda == ["wait", "aside", *warm, "end of aside", "wait", *captured]
         assert torch.equal(tensors["x"], torch.zeros(2))
         assert loop.graph == "the graph"
         assert int(loop.cursor) == 1

@@ -130,9 +130,8 @@ def test_a_model_may_return_the_state_that_it_was_given(sampler: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 5), (2, 3, 0)])
-def test_nothing_is_sampled_of_nothing(shape: tuple[int, int, int], sampler: str) -> None:
-    assert sample(_model, shape, Schedule.cosine(5), seed=0, sampler=sampler).shape == shape
+def test_nothing_is_sampled_of_no_motions(sampler: str) -> None:
+    assert sample(_model, (0, 3, 5), Schedule.cosine(5), seed=0, sampler=sampler).shape == (0, 3, 5)
 
 
 @pytest.mark.parametrize(
@@ -202,3 +201,40 @@ def test_published_tables() -> None:
         ]
         for value, published in zip(found, (beta, alpha_bar, c1, c2, log_variance), strict=True):
             assert math.isclose(value, published, rel_tol=1e-10, abs_tol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "said"),
+    [
+        (5, {"seed": 0}, r"^shape must be \(batch, features, frames\), got 5$"),
+        ((1, 3, 10.5), {"seed": 0}, "^frames must be an int >= 1, got 10.5$"),
+        ((1, 3, 0), {"seed": 0}, "^frames must be an int >= 1, got 0$"),
+        ((-1, 3, 5), {"seed": 0}, "^batch must be an int >= 0, got -1$"),
+        ((1, 3, 5), {}, "^give either seed or noise, got neither$"),
+        ((1, 3, 5), {"noise": torch.zeros(1, 3, 5)}, "^noise must be callable with a step, got Tensor$"),
+        ((1, 3, 5), {"seed": 0, "first_sample": 2**32}, "^first_sample must be from 0 to .*, got 4294967296$"),
+        ((1, 3, 5), {"seed": 0, "lengths": [5]}, r"^lengths must be an int32 or int64 tensor .*, got \[5\]$"),
+        ((1, 3, 5), {"seed": 0, "lengths": torch.tensor([6])}, "^lengths must be from 0 to 5, got values from 6 to 6$"),
+        ((1, 3, 5), {"seed": 0, "device": "meta"}, "^device 'meta' cannot be used here: it holds no numbers$"),
+        ((1, 3, 5), {"seed": 0, "device": "gpu"}, "^device 'gpu' cannot be used here: "),
+    ],
+)
+def test_what_is_refused_and_how(shape: object, options: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        sample(_model, shape, Schedule.cosine(5), **options)  # type: ignore[arg-type]
+
+
+def test_features_are_the_models() -> None:
+    network = WindowTransformer(4, d_model=8, heads=1, layers=1, window=1).eval()
+    with pytest.raises(ValueError, match=r"^features must be the model's 4, got 3$"):
+        sample(network, (1, 3, 5), Schedule.cosine(5), seed=0)
+
+
+def test_a_default_of_float64_changes_nothing() -> None:
+    expected = sample(lambda x, t: torch.tanh(x), (1, 3, 5), Schedule.cosine(5), seed=0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = sample(lambda x, t: torch.tanh(x), (1, 3, 5), Schedule.cosine(5), seed=0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(again, expected)

@@ -167,7 +167,7 @@ def test_nothing_is_differentiated_and_the_callers_mode_stays() -> None:
         ({"chunk": 0}, "chunk must be an int >= 1, got 0"),
         ({"chunk": 2.0}, "chunk must be an int >= 1, got 2.0"),
         ({"chunk": True}, "chunk must be an int >= 1, got True"),
-        ({"batch": -1}, "batch must be an int >= 1, got -1"),
+        ({"batch": -1}, "batch must be an int >= 0, got -1"),
         ({"seed": -1}, "seed must be an int from 0 to 2**64 - 1, got -1"),
         ({"seed": 2**64}, "seed must be an int from 0 to 2**64 - 1, got 18446744073709551616"),
         ({"seed": None}, "seed must be an int from 0 to 2**64 - 1, got None"),

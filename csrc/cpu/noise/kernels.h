@@ -1,6 +1,7 @@
 // The loops over blocks of a diffusion state, for one instruction set: the noise stream, and what is done with it. See
 // cpu/simd.h for what the including file defines; it may also define
-//   SINMDM_WIDEN_PRODUCT(a, b)  the products of the low halves of the 64-bit lanes of two vectors, of type Wide.
+//   SINMDM_WIDEN_PRODUCT(a, b)  the products of the low halves of the 64-bit lanes of two vectors, of type Wide,
+//   SINMDM_SQUARE_ROOT(x)       the square roots of a Vector.
 #include "cpu/simd.h"
 
 namespace sinmdm::cpu::noise::SINMDM_ISA {

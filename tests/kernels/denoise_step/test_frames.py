@@ -78,3 +78,12 @@ def test_a_step_without_noise_does_not_mind_the_frame(backend: str) -> None:
     for options in ({"eta": 0.0}, {"t_prev": -1, "seed": 1}, {"noise": torch.randn(3, 7, 5)}):
         expected = denoise_step(x, output, 20, SCHEDULE, **options, backend=backend)
         assert torch.equal(denoise_step(x, output, 20, SCHEDULE, frame=77, **options, backend=backend), expected)
+
+
+@pytest.mark.parametrize("layout", ["every second", "expanded"])
+def test_frames_of_any_stride(layout: str, backend: str) -> None:
+    frames = torch.tensor([5, 777, 9, 777, 30, 777])[::2] if layout == "every second" else torch.tensor([5]).expand(3)
+    x, output = torch.randn(2, 3, 7, 5)
+    actual = denoise_step(x, output, 20, SCHEDULE, seed=1, frame=frames, backend=backend)
+    expected = denoise_step(x, output, 20, SCHEDULE, seed=1, frame=frames.contiguous(), backend=backend)
+    assert torch.equal(actual, expected)

@@ -9,7 +9,7 @@ import torch
 from tolerance import assert_within_budget
 from torch import Tensor
 
-from sinmdm.kernels import affine_step, denoise_step
+from sinmdm.kernels import Schedule, affine_step, denoise_step
 from sinmdm.kernels.schedule import STEP_COLUMNS
 
 OP = "denoise_step"
@@ -251,3 +251,45 @@ def test_remembered_coefficients_are_those_of_the_options(backend: str) -> None:
             by_int = denoise_step(x, output, 20, SCHEDULE, **options, **source, backend=backend)
             by_tensor = denoise_step(x, output, torch.full((3,), 20), SCHEDULE, **options, **source, backend=backend)
             assert torch.equal(by_int, by_tensor), options
+
+
+@pytest.mark.parametrize("options", [{}, {"eta": 0.0}, {"eta": 0.5, "clipped_direction": False, "clip": 1.0}], ids=str)
+def test_ints_and_tensors_of_timesteps_mix(options: dict, backend: str) -> None:
+    x, output, z = torch.randn(3, 3, 7, 5)
+    noise = {} if options.get("eta") == 0 else {"noise": z}
+    both = denoise_step(
+        x, output, torch.full((3,), 20), SCHEDULE, t_prev=torch.tensor([3, 4, 5]), backend=backend, **options, **noise
+    )
+    for row, t_prev in enumerate((3, 4, 5)):
+        given = dict.fromkeys(noise, z[row : row + 1])
+        alone = denoise_step(
+            x[row : row + 1], output[row : row + 1], 20, SCHEDULE, t_prev=t_prev, backend=backend, **options, **given
+        )
+        assert torch.equal(both[row], alone[0])
+    mixed = denoise_step(
+        x, output, 20, SCHEDULE, t_prev=torch.tensor([3, 4, 5]), backend=backend, **options, **noise
+    )  # fmt: skip
+    assert torch.equal(mixed, both)
+
+
+def test_a_row_made_in_inference_mode_serves_a_call_with_a_gradient() -> None:
+    schedule = Schedule.cosine(30)
+    x, output = torch.randn(2, 1, 4, 3)
+    with torch.inference_mode():
+        expected = denoise_step(x, output, 5, schedule, seed=1, clip=1.0)
+    x.requires_grad_()
+    result = denoise_step(x, output, 5, schedule, seed=1, clip=1.0)
+    result.sum().backward()
+    assert torch.equal(result, expected)
+    assert x.grad is not None
+
+
+def test_the_same_memory_in_another_dtype_is_not_the_same_tensor() -> None:
+    memory = torch.randn(5000)
+    halves = memory.view(torch.bfloat16)[:5000].view(1, 1, 5000)
+    state = memory.view(1, 1, 5000)
+    with pytest.raises(ValueError, match="out must be one of the inputs itself or share no memory"):
+        denoise_step(torch.randn(1, 1, 5000), halves, 5, SCHEDULE, eta=0.0, out=state)
+    row = memory[:21].view(1, 3, 7)
+    also = memory.as_strided((1, 3, 7), (70, 7, 1))  # its first stride is never used
+    assert denoise_step(row, torch.zeros(1, 3, 7), 5, SCHEDULE, eta=0.0, out=also) is also
