@@ -8,7 +8,6 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
 
@@ -65,10 +64,6 @@ struct Options {
   double dropout_p;
   int64_t seed;
 };
-
-Boundary boundary_of(const std::string& name) {
-  return name == "clip" ? Boundary::clip : name == "circular" ? Boundary::circular : Boundary::shift;
-}
 
 template <typename C, typename T>
 void fill_table(const Problem& p, const ts::Tensor& bias, C* table) {
@@ -205,9 +200,9 @@ void run_backward(const ts::Tensor& grad_out_any, const std::optional<ts::Tensor
 std::tuple<ts::Tensor, ts::Tensor> window_attention(const ts::Tensor& q, const ts::Tensor& k, const ts::Tensor& v,
                                                     const std::optional<ts::Tensor>& rel_bias,
                                                     const std::optional<ts::Tensor>& lengths, int64_t left,
-                                                    int64_t right, double scale, std::string boundary, double dropout_p,
+                                                    int64_t right, double scale, int64_t boundary, double dropout_p,
                                                     int64_t seed) {
-  const Options options{left, right, scale, boundary_of(boundary), dropout_p, seed};
+  const Options options{left, right, scale, static_cast<Boundary>(boundary), dropout_p, seed};
   ts::Tensor out = ts::new_empty(q, q.sizes());
   ts::Tensor lse = ts::new_empty(q, {q.size(0), q.size(1), q.size(2)}, computed_in(q));
   if (q.scalar_type() == ScalarType::Double) {
@@ -223,9 +218,9 @@ std::tuple<ts::Tensor, ts::Tensor> window_attention(const ts::Tensor& q, const t
 std::tuple<ts::Tensor, ts::Tensor, ts::Tensor, ts::Tensor> window_attention_backward(
     const ts::Tensor& grad_out, const std::optional<ts::Tensor>& grad_lse, const ts::Tensor& q, const ts::Tensor& k,
     const ts::Tensor& v, const std::optional<ts::Tensor>& rel_bias, const std::optional<ts::Tensor>& lengths,
-    const ts::Tensor& out, const ts::Tensor& lse, int64_t left, int64_t right, double scale, std::string boundary,
+    const ts::Tensor& out, const ts::Tensor& lse, int64_t left, int64_t right, double scale, int64_t boundary,
     double dropout_p, int64_t seed, bool bias_grad) {
-  const Options options{left, right, scale, boundary_of(boundary), dropout_p, seed};
+  const Options options{left, right, scale, static_cast<Boundary>(boundary), dropout_p, seed};
   ts::Tensor dq = ts::new_empty(q, q.sizes()), dk = ts::new_empty(k, k.sizes()), dv = ts::new_empty(v, v.sizes());
   ts::Tensor dbias =
       bias_grad ? ts::new_empty(q, rel_bias->sizes(), computed_in(q)) : ts::new_empty(q, {0}, computed_in(q));

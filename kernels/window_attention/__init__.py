@@ -23,8 +23,11 @@ from .._library import LIBRARY, is_plain_call, native, no_forward_mode, no_secon
 from .._window import BOUNDARIES
 from . import reference
 
-_NATIVE_OPTIONS = "int left, int right, float scale, str boundary, float dropout_p, int seed"
-_OPTIONS = _NATIVE_OPTIONS.replace("int seed", "SymInt seed")  # a compiled graph may draw it anew in every call
+_OPTIONS = "int left, int right, float scale, str boundary, float dropout_p, SymInt seed"  # a graph may draw the seed
+# The number of the boundary rule in BOUNDARIES: through the stable ABI every string leaks (torch 2.13), and what is left
+# of it splits the heap between two tensors.
+_NATIVE_OPTIONS = "int left, int right, float scale, int boundary, float dropout_p, int seed"
+_BOUNDARY, _BACKWARD_BOUNDARY = 8, 12  # where it is among the arguments
 LIBRARY.define(
     f"window_attention(Tensor q, Tensor k, Tensor v, Tensor? rel_bias, Tensor? lengths, {_OPTIONS}, str backend)"
     " -> (Tensor out, Tensor lse)"
@@ -51,12 +54,16 @@ for _name, _reference in (
     _dispatch.register(_name, "reference", outside_autocast(_reference), names(FLOAT_DTYPES))
 
 
+def _numbered(arguments, place):  # type: ignore[no-untyped-def]
+    return *arguments[:place], BOUNDARIES.index(arguments[place]), *arguments[place + 1 :]
+
+
 def _native(*arguments):  # type: ignore[no-untyped-def]
-    return native("window_attention_native")(*arguments)
+    return native("window_attention_native")(*_numbered(arguments, _BOUNDARY))
 
 
 def _native_backward(*arguments):  # type: ignore[no-untyped-def]
-    *gradients, dbias = native("window_attention_backward_native")(*arguments)
+    *gradients, dbias = native("window_attention_backward_native")(*_numbered(arguments, _BACKWARD_BOUNDARY))
     rel_bias = arguments[5]
     return *gradients, dbias if rel_bias is None else dbias.to(rel_bias.dtype)
 

@@ -72,16 +72,23 @@ def pieces(x: Tensor, piece: int, field: int) -> Iterator[tuple[int, int, int, T
 
     Yields (begin, end, before, window): the piece is frames begin .. end of x, and frames `before` .. of the window,
     which holds the values of before any of them was overwritten: the caller may write a piece's frames of x when it
-    has used the window.
+    has used the window. All windows are one piece of memory, made once: a window is gone with the next.
     """
-    frames = x.shape[1]
-    left = x[:, :0]
+    batch, frames, features = x.shape
+    memory = x.new_empty(batch, min(piece + 2 * field, frames), features)
+    left = x.new_empty(batch, field, features)
+    before = 0
     for begin in range(0, frames, piece):
         end = min(begin + piece, frames)
-        window = torch.cat([left, x[:, begin : min(end + field, frames)]], 1)
-        before = left.shape[1]
+        after = min(end + field, frames)
+        window = memory[:, : before + after - begin]
+        window[:, :before] = left[:, :before]
+        window[:, before:] = x[:, begin:after]
         yield begin, end, before, window
-        left = window[:, max(before + end - begin - field, 0) : before + end - begin]
+        done = before + end - begin  # frames of the window up to the piece's end
+        kept = min(field, done)
+        left[:, :kept] = window[:, done - kept : done]
+        before = kept
 
 
 @torch.no_grad()
@@ -239,6 +246,7 @@ class _Loop:
             here = None if lengths is None else (lengths - (begin - before)).clamp(0, window.shape[1])
             predicted = call_model(self.model, window, rows["told"], here)[:, before : before + end - begin]
             self._write(self.tensors, rows, begin, end, predicted, fresh)
+            del predicted  # before the next call allocates its own
 
     def captured_step(self, tensors: dict[str, Tensor], cursor: Tensor) -> None:
         """The step whose number is in `cursor` (1,), with nothing that the host would have to know."""

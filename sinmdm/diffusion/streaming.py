@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,17 +12,33 @@ from .plan import plan_steps
 from .sampling import INITIAL_STEP, call_model, check_model, check_sizes, conditions_of, usable_device
 
 
-@dataclass
-class _Stage:
-    """The state before one step, from frame `begin` on: x and, for a second-order sampler, the x0 of the step before.
+class _Frames:
+    """A queue of frames in one piece of memory, which is made once: (batch, capacity, features).
 
-    done: frames that the step has been applied to; up to `field` of them are kept, for those that follow.
+    begin: the number of its first frame in the motion; count: frames that it holds.
     """
 
-    x: Tensor
-    previous: Tensor
-    begin: int = 0
-    done: int = 0
+    def __init__(self, batch: int, capacity: int, features: int, device: torch.device) -> None:
+        self._memory = torch.empty(batch, capacity, features, device=device)
+        self._aside = torch.empty_like(self._memory)
+        self.begin = self.count = 0
+
+    @property
+    def held(self) -> Tensor:
+        """(batch, count, features), a view."""
+        return self._memory[:, : self.count]
+
+    def push(self, frames: Tensor) -> None:
+        """Append frames, which are copied."""
+        self._memory[:, self.count : self.count + frames.shape[1]] = frames
+        self.count += frames.shape[1]
+
+    def drop(self, number: int) -> None:
+        """Forget the first so many."""
+        kept = self.count - number
+        self._aside[:, :kept] = self._memory[:, number : self.count]  # source and target may overlap
+        self._memory, self._aside = self._aside, self._memory
+        self.begin, self.count = self.begin + number, kept
 
 
 def stream(
@@ -75,47 +90,53 @@ def stream(
     device = usable_device(device)
     samples = torch.arange(first_sample, first_sample + batch, device=device)
 
-    def drawn(begin: int) -> Tensor:
-        return philox_normal(
-            (chunk, features), seed=seed, step=INITIAL_STEP, sample=samples, frame=begin, device=device
-        )
+    # Everything that outlives a network call is allocated here, once.
+    def queue() -> _Frames:
+        return _Frames(batch, 2 * field + chunk, features, device)
 
-    drawn(0)  # what is wrong with the seed is said here
+    def drawn(begin: int, out: Tensor) -> Tensor:
+        return philox_normal((chunk, features), seed=seed, step=INITIAL_STEP, sample=samples, frame=begin, out=out)
+
+    new, new_x0 = (torch.empty(batch, chunk, features, device=device) for _ in range(2))
+    drawn(0, new)  # what is wrong with the seed is said here
 
     @torch.no_grad()
     def frames() -> Iterator[Tensor]:
         coefficients, told = plan.coefficients.to(device), conditions_of(model, plan, device)
-        empty = torch.empty(batch, 0, features, device=device)
-        stages = [_Stage(empty, empty) for _ in plan.timesteps]
-        finished = empty
+        # The state before each step, from `field` frames before the first that the step is still to be applied to; and
+        # beside it the x0 of the step before.
+        states = [queue() for _ in plan.timesteps]
+        before = [queue() if plan.second_order else None for _ in plan.timesteps]
+        done = [0] * len(plan)  # frames that the step has been applied to
+        finished = _Frames(batch, 2 * chunk, features, device)
         begin = 0
         while True:
-            x, previous = drawn(begin), empty
-            if plan.second_order:
-                previous = torch.zeros_like(x)
+            x, x0 = drawn(begin, new), new_x0.zero_()
             begin += chunk
-            for i, stage in enumerate(stages):
-                stage.x = torch.cat([stage.x, x], 1)
-                stage.previous = torch.cat([stage.previous, previous], 1)
-                ready = stage.begin + stage.x.shape[1] - field
-                if ready <= stage.done:
+            for i, (state, previous) in enumerate(zip(states, before, strict=True)):
+                state.push(x)
+                if previous is not None:
+                    previous.push(x0)
+                ready = state.begin + state.count - field
+                if ready <= done[i]:
                     break
-                here = slice(stage.done - stage.begin, ready - stage.begin)
-                predicted = call_model(model, stage.x, told[i : i + 1], None)[:, here]
-                x, x0 = affine_step(
-                    stage.x[:, here], predicted, coefficients[i : i + 1], clips=plan.clips, step=plan.timesteps[i],
-                    previous_x0=stage.previous[:, here] if plan.second_order else None,
-                    seed=seed if plan.draws else None, sample=samples, frame=stage.done, return_x0=True,
+                here = slice(done[i] - state.begin, ready - state.begin)
+                x, x0 = new[:, : ready - done[i]], new_x0[:, : ready - done[i]]
+                affine_step(
+                    state.held[:, here], call_model(model, state.held, told[i : i + 1], None)[:, here],
+                    coefficients[i : i + 1], clips=plan.clips, step=plan.timesteps[i], frame=done[i], out=x,
+                    previous_x0=None if previous is None else previous.held[:, here],
+                    x0_out=None if previous is None else x0, seed=seed if plan.draws else None, sample=samples,
                 )  # fmt: skip
-                previous = x0 if plan.second_order else empty
-                kept = max(ready - field, stage.begin)
-                stage.x = stage.x[:, kept - stage.begin :]
-                stage.previous = stage.previous[:, kept - stage.begin :]
-                stage.begin, stage.done = kept, ready
+                done[i] = ready
+                over = max(ready - field - state.begin, 0)
+                for frames_held in (state, previous):
+                    if frames_held is not None:
+                        frames_held.drop(over)
             else:
-                finished = torch.cat([finished, x], 1)
-            while finished.shape[1] >= chunk:
-                yield finished[:, :chunk].transpose(1, 2)
-                finished = finished[:, chunk:]
+                finished.push(x)
+            while finished.count >= chunk:
+                yield finished.held[:, :chunk].transpose(1, 2).clone()
+                finished.drop(chunk)
 
     return frames()

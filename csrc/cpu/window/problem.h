@@ -13,7 +13,7 @@
 
 namespace sinmdm::cpu::window {
 
-enum class Boundary { clip, circular, shift };
+enum class Boundary { clip, circular, shift };  // in the order of kernels/_window.py
 enum class Element { float32, float64, float16, bfloat16 };
 
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
