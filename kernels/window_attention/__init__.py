@@ -24,8 +24,8 @@ from .._window import BOUNDARIES
 from . import reference
 
 _OPTIONS = "int left, int right, float scale, str boundary, float dropout_p, SymInt seed"  # a graph may draw the seed
-# The boundary by its number in BOUNDARIES: through the stable ABI every string leaks (torch 2.13), and what is left of it
-# splits the heap between two tensors.
+# The boundary by its number in BOUNDARIES: through the stable ABI every string leaks (torch 2.13), and what is left of
+# it splits the heap between two tensors.
 _NATIVE_OPTIONS = "int left, int right, float scale, int boundary, float dropout_p, int seed"
 _BOUNDARY, _BACKWARD_BOUNDARY = 8, 12  # where it is among the arguments
 LIBRARY.define(
