@@ -155,7 +155,7 @@ class TestLearning:
         with (tmp_path / "run" / "log.csv").open() as file:
             seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
         assert seconds[-1] >= 1.2
-        assert seconds[-2] < 1.2
+        assert seconds[-2] <= 1.2  # the log rounds
 
     def test_bfloat16_trains_too_and_differs(self, clip: Clip, finished: Path, tmp_path: Path) -> None:
         train(clip, tmp_path / "run", preset=TINY, seed=5, precision="bfloat16", progress=False)
