@@ -138,3 +138,20 @@ class Window:
         first = int(tile.columns[-1, 0])  # the column under which the skewed axis starts
         low, high = max(first, 0), min(first + length, self.columns)
         total[:, low:high] += skewed.sum(1)[:, low - first : high - first]
+
+
+def sum_visible(weights: Tensor, x: Tensor, visible: Tensor) -> Tensor:
+    """weights @ x, of weights (B, H, M, P) that are 0 where not `visible`; there x may be an infinity or NaN too."""
+    # Compiled code takes the inputs to be finite: this decision depends on them.
+    if torch.compiler.is_compiling() or bool((finite := x.isfinite()).all()):
+        return weights @ x
+    total = weights @ x.masked_fill(~finite, 0)
+    for p in (~finite).flatten(0, 1).any(-1).any(0).nonzero().flatten().tolist():
+        terms = weights[..., p, None] * x[:, :, None, p]
+        total += terms.masked_fill(~visible[..., p, None] | finite[:, :, None, p], 0)
+    return total
+
+
+def pairs_visible(tile: Tile) -> Tensor:
+    """A tile's `visible`, to go with (B, H, M, P)."""
+    return tile.visible if tile.visible.dim() == 2 else tile.visible[:, None]

@@ -4,7 +4,8 @@
 //   SINMDM_BYTES     the size of a register.
 // No include guard: each set includes it once, and so do the files that build on it.
 
-#define SINMDM_KERNEL SINMDM_TARGET __attribute__((always_inline)) inline
+#define SINMDM_INLINE SINMDM_TARGET __attribute__((always_inline))  // for lambdas
+#define SINMDM_KERNEL SINMDM_INLINE inline
 
 namespace sinmdm::cpu::SINMDM_ISA {
 

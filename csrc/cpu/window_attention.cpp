@@ -1,17 +1,11 @@
 // window_attention on the CPU: tensors to a window::Problem, the choice of instruction set, tasks to threads.
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
-#include <optional>
 #include <tuple>
-#include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/tensors.h"
 #include "cpu/window/problem.h"
 
 namespace sinmdm::cpu {
@@ -22,8 +16,6 @@ using namespace window;
 
 namespace {
 
-constexpr double kLeastWork = 1 << 16;  // multiply-adds that are worth waking a thread for
-
 const Kernels& kernels() {
 #if SINMDM_X86_SETS
   static const Kernels* const sets[] = {&kBaseline, &kAvx2, &kAvx512};
@@ -31,30 +23,6 @@ const Kernels& kernels() {
   static const Kernels* const sets[] = {&kBaseline};
 #endif
   return *sets[instruction_set()];
-}
-
-Element element_of(const ts::Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return Element::float32;
-    case ScalarType::Double:
-      return Element::float64;
-    case ScalarType::Half:
-      return Element::float16;
-    default:
-      return Element::bfloat16;
-  }
-}
-
-ts::Tensor unit_stride(const ts::Tensor& x) {
-  return x.size(3) > 1 && x.stride(3) != 1 ? ts::contiguous(x) : x;
-}
-
-// The kernels read operands through the pointers that they write results through, and write through the results' only.
-Rows rows_of(const ts::Tensor& x) {
-  const int64_t bytes = static_cast<int64_t>(x.element_size());
-  return {static_cast<char*>(const_cast<void*>(x.const_data_ptr())), x.stride(0) * bytes, x.stride(1) * bytes,
-          x.stride(2) * bytes};
 }
 
 struct Options {
@@ -65,34 +33,18 @@ struct Options {
   int64_t seed;
 };
 
-template <typename C, typename T>
-void fill_table(const Problem& p, const ts::Tensor& bias, C* table) {
-  const T* data = static_cast<const T*>(bias.const_data_ptr());
-  for (int64_t h = 0; h < p.heads; ++h) {
-    for (int64_t column = 0; column < p.columns(); ++column) {
-      const T value = data[h * bias.stride(0) + (p.cut + column) * bias.stride(1)];
-      table[h * p.pitch() + table_index(p, column)] = static_cast<C>(static_cast<C>(value) * kLog2E);
-    }
-  }
-}
-
 template <typename C>
 std::vector<C> table_of(const Problem& p, const std::optional<ts::Tensor>& bias) {
   std::vector<C> table(bias.has_value() ? p.heads * p.pitch() : 0, C(0));
   if (!bias.has_value()) return table;
-  switch (element_of(*bias)) {
-    case Element::float32:
-      fill_table<C, float>(p, *bias, table.data());
-      break;
-    case Element::float64:
-      fill_table<C, double>(p, *bias, table.data());
-      break;
-    case Element::float16:
-      fill_table<C, c10::Half>(p, *bias, table.data());
-      break;
-    default:
-      fill_table<C, c10::BFloat16>(p, *bias, table.data());
-  }
+  with_typed(*bias, [&](const auto* data) {
+    for (int64_t h = 0; h < p.heads; ++h) {
+      for (int64_t column = 0; column < p.columns(); ++column) {
+        const C value = static_cast<C>(data[h * bias->stride(0) + (p.cut + column) * bias->stride(1)]);
+        table[h * p.pitch() + table_index(p, column)] = static_cast<C>(value * kLog2E);
+      }
+    }
+  });
   return table;
 }
 
@@ -113,19 +65,8 @@ void with_problem(const ts::Tensor& q_any, const ts::Tensor& k_any, const ts::Te
   p.element = element_of(q), p.scale = options.scale;
   p.dropout_p = options.dropout_p, p.seed = static_cast<uint64_t>(options.seed);
   p.q = rows_of(q), p.k = rows_of(k), p.v = rows_of(v);
-  std::vector<int64_t> real;
-  if (lengths.has_value()) {
-    real.resize(p.batch);
-    const bool wide = lengths->scalar_type() == ScalarType::Long;
-    const int64_t least = p.boundary == Boundary::shift ? p.size() : 0;
-    for (int64_t b = 0; b < p.batch; ++b) {
-      real[b] = wide ? lengths->const_data_ptr<int64_t>()[b * lengths->stride(0)]
-                     : lengths->const_data_ptr<int32_t>()[b * lengths->stride(0)];
-      // Python looked at them already, but for calls from a compiled graph.
-      STD_TORCH_CHECK(real[b] >= least && real[b] <= p.frames, "lengths must be from ", least, " to ", p.frames,
-                      ", got ", real[b]);
-    }
-  }
+  const int64_t least = p.boundary == Boundary::shift ? p.size() : 0;
+  const std::vector<int64_t> real = read_lengths(lengths, p.batch, least, p.frames);
   p.lengths = lengths.has_value() ? real.data() : nullptr;
   const std::vector<C> table = table_of<C>(p, bias);
   p.table = bias.has_value() ? table.data() : nullptr;
@@ -133,19 +74,8 @@ void with_problem(const ts::Tensor& q_any, const ts::Tensor& k_any, const ts::Te
 }
 
 template <typename P>
-void in_parallel(const P& p, double work, void (*body)(const P&, int64_t, int64_t)) {
-  if (p.tasks() == 0) return;
-  const int64_t grain = std::max<int64_t>(1, static_cast<int64_t>(kLeastWork * p.tasks() / std::max(work, 1.0)));
-  ts::parallel_for(0, p.tasks(), grain, [&p, body](int64_t begin, int64_t end) { body(p, begin, end); });
-}
-
-template <typename P>
 double pairs(const P& p) {
   return static_cast<double>(p.batch) * p.heads * p.frames * std::min(p.size(), p.frames);
-}
-
-ScalarType computed_in(const ts::Tensor& q) {
-  return q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 template <typename C>

@@ -15,10 +15,10 @@ from .._checks import (
     names,
     window_pair,
 )
-from .._library import LIBRARY, no_second_derivative
+from .._library import LIBRARY, is_plain_call, native, no_forward_mode, no_second_derivative
 from . import reference
 
-BOUNDARIES = ("clip", "circular")
+BOUNDARIES = ("clip", "circular")  # by number as in kernels/_window.py
 _OPTIONS = "int left, int right, int stride, str boundary"
 LIBRARY.define(
     f"qna_attention(Tensor scores, Tensor values, Tensor rel_bias, Tensor? lengths, {_OPTIONS}, str backend) -> Tensor"
@@ -27,12 +27,36 @@ LIBRARY.define(
     "qna_attention_backward(Tensor grad_out, Tensor scores, Tensor values, Tensor rel_bias, Tensor? lengths,"
     f" {_OPTIONS}, str backend) -> (Tensor, Tensor, Tensor)"
 )
+# The boundary by its number: see window_attention.
+_NATIVE_OPTIONS = "int left, int right, int stride, int boundary"
+LIBRARY.define(
+    f"qna_attention_native(Tensor scores, Tensor values, Tensor rel_bias, Tensor? lengths, {_NATIVE_OPTIONS}) -> Tensor"
+)
+LIBRARY.define(
+    "qna_attention_backward_native(Tensor grad_out, Tensor scores, Tensor values, Tensor rel_bias, Tensor? lengths,"
+    f" {_NATIVE_OPTIONS}) -> (Tensor, Tensor, Tensor)"
+)
 
 for _name, _reference in (
     ("qna_attention", reference.qna_attention),
     ("qna_attention_backward", reference.qna_attention_backward),
 ):
     _dispatch.register(_name, "reference", outside_autocast(_reference), names(FLOAT_DTYPES))
+
+
+def _native(*arguments):  # type: ignore[no-untyped-def]
+    *rest, boundary = arguments
+    return native("qna_attention_native")(*rest, BOUNDARIES.index(boundary))
+
+
+def _native_backward(*arguments):  # type: ignore[no-untyped-def]
+    *rest, boundary = arguments
+    *gradients, dbias = native("qna_attention_backward_native")(*rest, BOUNDARIES.index(boundary))
+    return *gradients, dbias.to(arguments[3].dtype)
+
+
+_dispatch.register("qna_attention", "cpu", _native, names(FLOAT_DTYPES))
+_dispatch.register("qna_attention_backward", "cpu", _native_backward, names(FLOAT_DTYPES))
 
 
 def _forward(*arguments):  # type: ignore[no-untyped-def]
@@ -130,5 +154,8 @@ def qna_attention(
         "rel_bias", rel_bias, (values.dtype,) if values.dtype == torch.float32 else (values.dtype, torch.float32)
     )
     check_device("rel_bias", rel_bias, "values", values)
+    no_forward_mode("qna_attention", scores, values, rel_bias)
     backend = _dispatch.choose("qna_attention", backend, values)
+    if is_plain_call(scores, values, rel_bias, lengths):
+        return _forward(scores, values, rel_bias, lengths, left, right, stride, boundary, backend)
     return torch.ops.sinmdm.qna_attention(scores, values, rel_bias, lengths, left, right, stride, boundary, backend)

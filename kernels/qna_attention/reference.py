@@ -2,22 +2,22 @@
 
 Arar et al. 2022, "Learned queries for efficient local attention" (QnA): the query is shared by all frames, so that a
 key's score does not depend on who looks at it, and only a relative bias tells the positions of a window apart. Half
-types are computed in float32.
+types are computed in float32. An infinity or NaN has its effect on the outputs that see it and on nothing else.
 """
 
 import torch
 from torch import Tensor
 
-from .._window import Tile, Window
+from .._window import Tile, Window, pairs_visible, sum_visible
 
 
 def _weights(window: Window, tile: Tile, scores: Tensor, rel_bias: Tensor) -> Tensor:
-    """(B, H, M, P) softmax weights of a tile, zero rows for padded queries; scores (B, H, slots)."""
+    """(B, H, M, P) softmax weights of a tile, zero where not visible; scores (B, H, slots)."""
+    visible = pairs_visible(tile)
     logits = scores[:, :, None, tile.slots] + window.bias_of(tile, rel_bias.to(scores.dtype))
-    visible = tile.visible if tile.visible.dim() == 2 else tile.visible[:, None]
     logits = logits.masked_fill(~visible, -torch.inf)
     total = logits.logsumexp(-1, keepdim=True)
-    return (logits - total.masked_fill(total == -torch.inf, 0)).exp()
+    return (logits - total.masked_fill(total == -torch.inf, 0)).exp().masked_fill(~visible, 0)
 
 
 def _by_head(window: Window, scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,8 @@ def qna_attention(
     by_head, vectors = _by_head(window, scores, values)
     out = vectors.new_zeros(*vectors.shape[:2], -(-values.shape[1] // stride), values.shape[3])
     for tile in window.tiles(stride):
-        out[:, :, tile.queries] = _weights(window, tile, by_head, rel_bias) @ vectors[:, :, tile.slots]
+        weights = _weights(window, tile, by_head, rel_bias)
+        out[:, :, tile.queries] = sum_visible(weights, vectors[:, :, tile.slots], pairs_visible(tile))
     return out.transpose(1, 2).to(values.dtype).contiguous()
 
 
@@ -67,12 +68,13 @@ def qna_attention_backward(
     for tile in window.tiles(stride):
         weights = _weights(window, tile, by_head, rel_bias)
         # A padded query's gradient may be anything, NaN too; its weights are zero, and so must its share be.
-        visible = tile.visible.any(-1, keepdim=True)
-        dtile = dout[:, :, tile.queries].masked_fill(~(visible if visible.dim() == 2 else visible[:, None]), 0)
-        dweights = dtile @ vectors[:, :, tile.slots].transpose(-1, -2)
+        visible = pairs_visible(tile)
+        dtile = dout[:, :, tile.queries].masked_fill(~visible.any(-1, keepdim=True), 0)
+        dweights = (dtile @ vectors[:, :, tile.slots].transpose(-1, -2)).masked_fill_(~visible, 0)
         dlogits = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))
+        dlogits.masked_fill_(~visible, 0)
         dscores[:, :, tile.slots] += dlogits.sum(2)
-        dvalues[:, :, tile.slots] += weights.transpose(-1, -2) @ dtile
+        dvalues[:, :, tile.slots] += sum_visible(weights.transpose(-1, -2), dtile, visible.transpose(-1, -2))
         window.add_diagonals(tile, dlogits.sum(0), dbias, stride)
     dscores, dvalues = (window.from_slots(x.transpose(1, 2)).contiguous() for x in (dscores, dvalues))
     return dscores.to(scores.dtype), dvalues.to(values.dtype), dbias.to(rel_bias.dtype)

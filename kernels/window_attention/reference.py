@@ -8,7 +8,7 @@ is not visible would give is left out, not multiplied by 0. A score of +inf make
 import torch
 from torch import Tensor
 
-from .._window import Tile, Window
+from .._window import Tile, Window, pairs_visible, sum_visible
 from ..philox.reference import philox4x32
 
 
@@ -37,28 +37,11 @@ def _dropout_factor(
     return kept.to(dtype) / (1 - dropout_p)
 
 
-def _sum_visible(weights: Tensor, x: Tensor, visible: Tensor) -> Tensor:
-    """weights @ x, of weights (B, H, M, P) that are 0 where not `visible`; there x may be an infinity or NaN too."""
-    # Compiled code takes the inputs to be finite: this decision depends on them.
-    if torch.compiler.is_compiling() or bool((finite := x.isfinite()).all()):
-        return weights @ x
-    total = weights @ x.masked_fill(~finite, 0)
-    for p in (~finite).flatten(0, 1).any(-1).any(0).nonzero().flatten().tolist():
-        terms = weights[..., p, None] * x[:, :, None, p]
-        total += terms.masked_fill(~visible[..., p, None] | finite[:, :, None, p], 0)
-    return total
-
-
-def _visible(tile: Tile) -> Tensor:
-    """A tile's `visible`, to go with (B, H, M, P)."""
-    return tile.visible if tile.visible.dim() == 2 else tile.visible[:, None]
-
-
 def _scores(q: Tensor, k: Tensor, rel_bias: Tensor | None, scale: float, window: Window, tile: Tile) -> Tensor:
     """(B, H, M, P) scores of a tile, -inf where the pair is not visible."""
     products = q[:, :, tile.queries] @ k[:, :, tile.slots].transpose(-1, -2)
     bias = products.new_zeros(()) if rel_bias is None else window.bias_of(tile, rel_bias.to(products.dtype))
-    return torch.add(bias, products, alpha=scale).masked_fill_(~_visible(tile), -torch.inf)
+    return torch.add(bias, products, alpha=scale).masked_fill_(~pairs_visible(tile), -torch.inf)
 
 
 def _by_head(window: Window, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,7 +78,7 @@ def window_attention(
         lse[:, :, tile.queries] = (highest + total.log()).squeeze(-1)
         if dropout_p:
             weights = weights * _dropout_factor(window, tile, weights.shape, dropout_p, seed, weights.dtype)
-        seen = _sum_visible(weights, values[:, :, tile.slots], _visible(tile))
+        seen = sum_visible(weights, values[:, :, tile.slots], pairs_visible(tile))
         out[:, :, tile.queries] = seen / total.masked_fill(total == 0, 1)
     return out.transpose(1, 2).to(q.dtype).contiguous(), lse.transpose(1, 2).contiguous()
 
@@ -132,7 +115,7 @@ def window_attention_backward(
     dq, dk, dv = torch.zeros_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
     dbias = queries.new_zeros(q.shape[2], window.columns) if bias_grad else queries.new_empty(0)
     for tile in window.tiles():
-        visible = _visible(tile)
+        visible = pairs_visible(tile)
         scores = _scores(queries, keys, rel_bias, scale, window, tile)
         weights = scores.sub_(lse[:, :, tile.queries, None]).exp_().masked_fill_(~visible, 0)
         dweights = dout[:, :, tile.queries] @ values[:, :, tile.slots].transpose(-1, -2)
@@ -145,10 +128,10 @@ def window_attention_backward(
         if dlse is not None:
             delta = delta - dlse[:, :, tile.queries, None]
         dscores = dweights.sub_(delta).mul_(weights).masked_fill_(~visible, 0)
-        dq[:, :, tile.queries] = scale * _sum_visible(dscores, keys[:, :, tile.slots], visible)
+        dq[:, :, tile.queries] = scale * sum_visible(dscores, keys[:, :, tile.slots], visible)
         dscores_t, dropped_t, visible_t = (x.transpose(-1, -2) for x in (dscores, dropped, visible))
-        dk[:, :, tile.slots] += scale * _sum_visible(dscores_t, queries[:, :, tile.queries], visible_t)
-        dv[:, :, tile.slots] += _sum_visible(dropped_t, dout[:, :, tile.queries], visible_t)
+        dk[:, :, tile.slots] += scale * sum_visible(dscores_t, queries[:, :, tile.queries], visible_t)
+        dv[:, :, tile.slots] += sum_visible(dropped_t, dout[:, :, tile.queries], visible_t)
         if bias_grad:
             window.add_diagonals(tile, dscores.sum(0), dbias)
 

@@ -1,7 +1,8 @@
-// The bodies of one instruction set. See the two simd.h for what the including file defines.
+// The bodies of one instruction set. See cpu/simd.h and cpu/window/simd.h for what the including file defines.
 
 // clang-format off: each builds on those before it
 #include "cpu/simd.h"
+#include "cpu/softmax.h"
 #include "cpu/window/simd.h"
 #include "cpu/window/products.h"
 #include "cpu/window/forward.h"

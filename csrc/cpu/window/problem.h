@@ -5,41 +5,19 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
-#include <new>
 
+#include "cpu/operands.h"
 #include "philox.h"
 
 namespace sinmdm::cpu::window {
 
-enum class Boundary { clip, circular, shift };  // in the order of kernels/_window.py
-enum class Element { float32, float64, float16, bfloat16 };
-
-constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
 constexpr int64_t kPanel = 32;          // columns of a packed row that lie together, see simd.h
 constexpr int64_t kLongRun = 2048;      // bytes of neighbouring heads that are read at one go: a long run of memory
 constexpr int64_t kMostSums = 1 << 18;  // numbers that the bias gradient of a task is added up in
 
-constexpr int64_t bytes_of(Element element) {
-  return element == Element::float64 ? 8 : element == Element::float32 ? 4 : 2;
-}
-
 constexpr int64_t kMostLanes = 32;  // queries in a strip, at most; also the padding on both sides of a bias table
-
-// A (batch, frames, heads, head_dim) operand with a unit last stride; the others are in bytes and 64 bits wide.
-struct Rows {
-  char* data = nullptr;
-  int64_t batch = 0, frame = 0, head = 0;
-
-  char* at(int64_t b, int64_t t, int64_t h) const { return data + b * batch + t * frame + h * head; }
-};
-
-inline int64_t wrapped(int64_t slot, int64_t n) {
-  const int64_t remainder = slot % n;
-  return remainder < 0 ? remainder + n : remainder;
-}
 
 // Scores are kept in units of log2 e, so that a weight is one power of two: `table` holds rel_bias * log2 e.
 struct Problem {
@@ -70,16 +48,6 @@ struct Problem {
 inline int64_t table_index(const Problem& p, int64_t column) {
   return kMostLanes + p.columns() - 1 - column;
 }
-
-struct Range {
-  int64_t begin, end;
-
-  int64_t size() const { return end - begin; }
-  Range clipped(Range other) const {
-    const int64_t low = std::max(begin, other.begin);
-    return {low, std::max(low, std::min(end, other.end))};
-  }
-};
 
 // The slots that query i of a sequence of n frames sees. A slot is a position on the key axis: the key frame itself,
 // or under "circular" a number whose remainder modulo n is the frame, so that a frame met again is another slot.
@@ -128,34 +96,6 @@ inline Strip strip_of(const Problem& p, int64_t n, int64_t query, int64_t end, i
   strip.slots = {strip.see[0].begin, strip.see[strip.lanes - 1].end};
   return strip;
 }
-
-// Scratch of one thread: one block, handed out in parts that lie on cache lines.
-class Scratch {
- public:
-  explicit Scratch(int64_t bytes) : block_(static_cast<char*>(::operator new(bytes, std::align_val_t(64)))) {
-#ifdef SINMDM_POISON_SCRATCH  // all bits set is a NaN: whoever reads what was not written shows it
-    std::memset(block_, 0xFF, bytes);
-#endif
-  }
-  ~Scratch() { ::operator delete(block_, std::align_val_t(64)); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-
-  template <typename T>
-  T* take(int64_t count) {
-    T* part = reinterpret_cast<T*>(block_ + used_);
-    used_ += bytes<T>(count);
-    return part;
-  }
-  template <typename T>
-  static int64_t bytes(int64_t count) {
-    return (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-  }
-
- private:
-  char* block_;
-  int64_t used_ = 0;
-};
 
 constexpr int64_t kLeastTasks = 16;  // so many threads get something to do, where there is enough
 
