@@ -15,11 +15,11 @@ def native(name: str) -> Callable[..., Any]:
     return getattr(torch.ops.sinmdm, name).default
 
 
-def is_plain_call(*tensors: torch.Tensor | None) -> bool:
+def is_plain_call(*tensors: torch.Tensor | None, differentiated: bool = False) -> bool:
     """Whether these arguments need nothing of the dispatcher, so that an op's body may be called at once.
 
     The dispatcher is for gradients, tracing, modes, transforms and tensor subclasses; walking through its Python half
-    costs more than the arithmetic of a small call.
+    costs more than the arithmetic of a small call. `differentiated`: the caller sees to the gradients.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return False
@@ -27,7 +27,7 @@ def is_plain_call(*tensors: torch.Tensor | None) -> bool:
         return False
     if tensors[0] is None or tensors[0].device.type not in ("cpu", "cuda"):
         return False
-    gradients = torch.is_grad_enabled()
+    gradients = torch.is_grad_enabled() and not differentiated
     return all(x is None or (type(x) in _PLAIN and not (gradients and x.requires_grad)) for x in tensors)
 
 

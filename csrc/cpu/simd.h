@@ -81,8 +81,12 @@ SINMDM_KERNEL uint32_t as_word(float x) {
   return word;
 }
 
+SINMDM_KERNEL float widened_bfloat16(uint16_t x) {
+  return as_float(static_cast<uint32_t>(x) << 16);
+}
+
 SINMDM_KERNEL void widen_bfloat16(const uint16_t* from, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = as_float(static_cast<uint32_t>(from[i]) << 16);
+  for (int64_t i = 0; i < count; ++i) to[i] = widened_bfloat16(from[i]);
 }
 
 SINMDM_KERNEL void narrow_bfloat16(const float* from, int64_t count, uint16_t* to) {
@@ -94,13 +98,15 @@ SINMDM_KERNEL void narrow_bfloat16(const float* from, int64_t count, uint16_t* t
 }
 
 // Scaling by 2^112 moves the exponent from half's bias to float's and makes subnormals normal on the way.
+SINMDM_KERNEL float widened_float16(uint16_t x) {
+  const uint32_t half = x, magnitude = (half & 0x7FFF) << 13;
+  const uint32_t scaled = as_word(as_float(magnitude) * 0x1p112f);
+  const uint32_t special = magnitude | 0x7F800000;  // infinities and NaNs
+  return as_float(((half & 0x7C00) == 0x7C00 ? special : scaled) | (half & 0x8000) << 16);
+}
+
 SINMDM_KERNEL void widen_float16(const uint16_t* from, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t half = from[i], magnitude = (half & 0x7FFF) << 13;
-    const uint32_t scaled = as_word(as_float(magnitude) * 0x1p112f);
-    const uint32_t special = magnitude | 0x7F800000;  // infinities and NaNs
-    to[i] = as_float(((half & 0x7C00) == 0x7C00 ? special : scaled) | (half & 0x8000) << 16);
-  }
+  for (int64_t i = 0; i < count; ++i) to[i] = widened_float16(from[i]);
 }
 
 SINMDM_KERNEL void narrow_float16(const float* from, int64_t count, uint16_t* to) {

@@ -1,5 +1,5 @@
-// Softmax weights, and rows of any dtype, on the vectors of cpu/simd.h. No include guard: each set includes it once, after
-// that file.
+// Softmax weights, and rows of any dtype, on the vectors of cpu/simd.h. No include guard: each set includes it once,
+// after that file.
 
 namespace sinmdm::cpu::SINMDM_ISA {
 

@@ -58,7 +58,7 @@ inline std::vector<int64_t> read_lengths(const std::optional<torch::stable::Tens
   for (size_t b = 0; b < real.size(); ++b) {
     const int64_t at = static_cast<int64_t>(b) * lengths->stride(0);
     real[b] = lengths->scalar_type() == torch::headeronly::ScalarType::Long ? lengths->const_data_ptr<int64_t>()[at]
-                                                                             : lengths->const_data_ptr<int32_t>()[at];
+                                                                            : lengths->const_data_ptr<int32_t>()[at];
     STD_TORCH_CHECK(real[b] >= least && real[b] <= frames, "lengths must be from ", least, " to ", frames, ", got ",
                     real[b]);
   }

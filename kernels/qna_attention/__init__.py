@@ -85,19 +85,33 @@ def _backward_fake(grad_out, scores, values, rel_bias, *_):  # type: ignore[no-u
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, ctx.left, ctx.right, ctx.stride, ctx.boundary, ctx.backend = inputs
+    *tensors, left, right, stride, boundary, ctx.backend = inputs
+    ctx.options = left, right, stride, boundary
     ctx.save_for_backward(*tensors)
 
 
 def _autograd_backward(ctx, grad_out):  # type: ignore[no-untyped-def]
-    grads = torch.ops.sinmdm.qna_attention_backward(
-        grad_out, *ctx.saved_tensors, ctx.left, ctx.right, ctx.stride, ctx.boundary, ctx.backend
-    )
+    grads = torch.ops.sinmdm.qna_attention_backward(grad_out, *ctx.saved_tensors, *ctx.options, ctx.backend)
     return *grads, *[None] * 6
 
 
 torch.library.register_autograd("sinmdm::qna_attention", _autograd_backward, setup_context=_setup_context, lib=LIBRARY)
 no_second_derivative("qna_attention")
+
+
+class _Eager(torch.autograd.Function):
+    """The op where nothing of the dispatcher is needed but gradients: half the cost of a small call."""
+
+    @staticmethod
+    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
+        _setup_context(ctx, inputs, None)
+        return _forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad_out):  # type: ignore[no-untyped-def]
+        if torch.is_grad_enabled():  # of create_graph: the op says that it has no second derivative
+            return _autograd_backward(ctx, grad_out)
+        return *_backward(grad_out, *ctx.saved_tensors, *ctx.options, ctx.backend), *[None] * 6
 
 
 def qna_attention(
@@ -156,6 +170,9 @@ def qna_attention(
     check_device("rel_bias", rel_bias, "values", values)
     no_forward_mode("qna_attention", scores, values, rel_bias)
     backend = _dispatch.choose("qna_attention", backend, values)
-    if is_plain_call(scores, values, rel_bias, lengths):
-        return _forward(scores, values, rel_bias, lengths, left, right, stride, boundary, backend)
-    return torch.ops.sinmdm.qna_attention(scores, values, rel_bias, lengths, left, right, stride, boundary, backend)
+    inputs = scores, values, rel_bias, lengths, left, right, stride, boundary, backend
+    if is_plain_call(*inputs[:4]):
+        return _forward(*inputs)
+    if is_plain_call(*inputs[:4], differentiated=True):
+        return _Eager.apply(*inputs)
+    return torch.ops.sinmdm.qna_attention(*inputs)

@@ -8,8 +8,16 @@ namespace sinmdm::cpu::qna {
 
 constexpr int64_t kMostChannels = 512;  // of neighbouring heads that a task takes: rows of a tile then fit the caches
 
+inline int64_t heads_together(int64_t heads, int64_t dim) {
+  for (int64_t count = std::min(heads, std::max<int64_t>(1, kMostChannels / dim)); count > 1; --count) {
+    if (heads % count == 0) return count;
+  }
+  return 1;
+}
+
 struct Problem {
   int64_t batch, frames, heads, dim;
+  int64_t together;  // heads that a task takes, see heads_together
   int64_t left, right, stride;
   int64_t cut;  // bias columns before the first: of offsets that no two frames are apart
   Boundary boundary;
@@ -21,18 +29,8 @@ struct Problem {
   int64_t size() const { return left + right + 1; }
   int64_t outputs() const { return (frames + stride - 1) / stride; }
   int64_t length(int64_t b) const { return lengths == nullptr ? frames : std::clamp<int64_t>(lengths[b], 0, frames); }
+  // A slot is a position on the key axis: a frame, or under "circular" a number whose remainder modulo n is the frame.
   int64_t frame_of(int64_t slot, int64_t n) const { return boundary == Boundary::circular ? wrapped(slot, n) : slot; }
-  // Whether slot is a frame of a sequence of n: a slot is a position on the key axis, under "circular" a number whose
-  // remainder modulo n is the frame.
-  bool exists(int64_t slot, int64_t n) const {
-    return n > 0 && (boundary == Boundary::circular || (slot >= 0 && slot < n));
-  }
-  int64_t task_heads() const {
-    for (int64_t count = std::min(heads, std::max<int64_t>(1, kMostChannels / dim)); count > 1; --count) {
-      if (heads % count == 0) return count;
-    }
-    return 1;
-  }
   // Frames in a task. Beside a wide window a larger tile, so that a task's halo is not many times its own frames.
   int64_t span() const { return std::max<int64_t>(128, size() / 2); }
 };
@@ -43,7 +41,7 @@ struct Forward : Problem {
 
   int64_t tile() const { return std::max<int64_t>(1, span() / stride); }
   int64_t tiles() const { return (outputs() + tile() - 1) / tile(); }
-  int64_t tasks() const { return batch * tiles() * (heads / task_heads()); }
+  int64_t tasks() const { return batch * tiles() * (heads / together); }
 };
 
 // A task owns a tile of frames of some neighbouring heads: it writes their gradients and one partial sum of the bias
@@ -55,7 +53,7 @@ struct Backward : Problem {
 
   int64_t tile() const { return span(); }
   int64_t tiles() const { return (frames + tile() - 1) / tile(); }
-  int64_t tasks() const { return batch * tiles() * (heads / task_heads()); }
+  int64_t tasks() const { return batch * tiles() * (heads / together); }
 };
 
 // The bodies of one instruction set: tasks begin .. end.

@@ -12,7 +12,6 @@
 
 namespace sinmdm::cpu::window {
 
-
 constexpr int64_t kPanel = 32;          // columns of a packed row that lie together, see simd.h
 constexpr int64_t kLongRun = 2048;      // bytes of neighbouring heads that are read at one go: a long run of memory
 constexpr int64_t kMostSums = 1 << 18;  // numbers that the bias gradient of a task is added up in
