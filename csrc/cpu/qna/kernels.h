@@ -222,9 +222,10 @@ struct Results {
   static int64_t copied(const Problem& p) {
     return RowTable<C>::in_place(p) ? 0 : kLanes<C> * p.together * whole_registers<C>(p.dim);
   }
-  SINMDM_KERNEL C* at(const Problem& p, const Rows& rows, const Tile& tile, int64_t t, int64_t l, int64_t i) const {
-    if (RowTable<C>::in_place(p)) return reinterpret_cast<C*>(rows.at(tile.b, t + l, tile.h + i));
-    return copy + (l * p.together + i) * whole_registers<C>(p.dim);
+  // The row of the first head; those of the others follow one another.
+  SINMDM_KERNEL C* at(const Problem& p, const Rows& rows, const Tile& tile, int64_t t, int64_t l) const {
+    if (RowTable<C>::in_place(p)) return reinterpret_cast<C*>(rows.at(tile.b, t + l, tile.h));
+    return copy + l * p.together * whole_registers<C>(p.dim);
   }
   // Rows of the frames t .. t + count - 1, whose heads lie side by side.
   SINMDM_KERNEL void finish(const Problem& p, const Rows& rows, const Tile& tile, int64_t t, int64_t count) const {
@@ -232,7 +233,8 @@ struct Results {
     const int64_t run = whole_registers<C>(p.dim) == p.dim ? p.together : 1;
     for (int64_t l = 0; l < count; ++l) {
       for (int64_t i = 0; i < p.together; i += run) {
-        store_row<C>(p.element, at(p, rows, tile, t, l, i), run * p.dim, rows.at(tile.b, t + l, tile.h + i));
+        store_row<C>(p.element, at(p, rows, tile, t, l) + i * whole_registers<C>(p.dim), run * p.dim,
+                     rows.at(tile.b, t + l, tile.h + i));
       }
     }
   }
@@ -273,6 +275,7 @@ SINMDM_TARGET void forward_tasks(const Forward& p, int64_t begin, int64_t end) {
         for (int64_t o = 0; o < p.size(); ++o) store<C>(own + o * L, load<C>(own + o * L) * inverse);
       }
       for (int64_t l = 0; l < strip.count; ++l) {
+        C* row = results.at(p, p.out, tile, t, l);
         in_blocks<C>(p, [&](int64_t i, int64_t d, auto heads_in, auto registers) SINMDM_INLINE {
           constexpr int G = heads_in.value, R = registers.value;
           V<C> total[G][R];
@@ -280,7 +283,7 @@ SINMDM_TARGET void forward_tasks(const Forward& p, int64_t begin, int64_t end) {
                             weights + i * p.size() * L + l, total);
 #pragma GCC unroll 4
           for (int g = 0; g < G; ++g) {
-            C* to = results.at(p, p.out, tile, t, l, i + g) + d;
+            C* to = row + (i + g) * whole_registers<C>(p.dim) + d;
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) store<C>(to + r * L, total[g][r]);
           }
@@ -385,6 +388,7 @@ SINMDM_TARGET void gather(const Backward& p, const Tile& tile, int64_t frame, in
   }
   for (int64_t l = 0; l < count; ++l) {
     const C* const* rows = s.grads.row + latest + l;
+    C* row = s.dvalues.at(p, p.dvalues, tile, frame, l);
     in_blocks<C>(p, [&](int64_t i, int64_t d, auto heads_in, auto registers) SINMDM_INLINE {
       constexpr int G = heads_in.value, R = registers.value;
       V<C> v[G][R], total[G][R];
@@ -416,7 +420,7 @@ SINMDM_TARGET void gather(const Backward& p, const Tile& tile, int64_t frame, in
       }
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) {
-        C* to = s.dvalues.at(p, p.dvalues, tile, frame, l, i + g) + d;
+        C* to = row + (i + g) * whole_registers<C>(p.dim) + d;
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) store<C>(to + r * L, total[g][r]);
       }
