@@ -38,12 +38,12 @@ void with_problem(const ts::Tensor& scores, const ts::Tensor& values_any, const 
   const ts::Tensor values = unit_stride(values_any);
   P p;
   p.batch = values.size(0), p.frames = values.size(1), p.heads = values.size(2), p.dim = values.size(3);
-  p.together = heads_together(p.heads, p.dim);
   p.left = options.left, p.right = options.right, p.stride = options.stride, p.boundary = options.boundary;
   if (p.boundary == Boundary::clip) {  // what lies beyond either end is never seen
     p.left = std::min(p.left, p.frames - 1), p.right = std::min(p.right, p.frames - 1);
   }
   p.cut = options.left - p.left;
+  p.together = heads_together(p.heads, p.dim, p.size());
   p.element = element_of(values);
   p.scores = rows_of(scores), p.values = rows_of(values);
   const std::vector<int64_t> real = read_lengths(lengths, p.batch, 0, p.frames);

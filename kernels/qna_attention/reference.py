@@ -2,7 +2,8 @@
 
 Arar et al. 2022, "Learned queries for efficient local attention" (QnA): the query is shared by all frames, so that a
 key's score does not depend on who looks at it, and only a relative bias tells the positions of a window apart. Half
-types are computed in float32. An infinity or NaN has its effect on the outputs that see it and on nothing else.
+types are computed in float32. An infinity or NaN has its effect on the outputs that see it and on nothing else; a score
+of +inf makes an output NaN.
 """
 
 import torch
@@ -16,8 +17,10 @@ def _weights(window: Window, tile: Tile, scores: Tensor, rel_bias: Tensor) -> Te
     visible = pairs_visible(tile)
     logits = scores[:, :, None, tile.slots] + window.bias_of(tile, rel_bias.to(scores.dtype))
     logits = logits.masked_fill(~visible, -torch.inf)
-    total = logits.logsumexp(-1, keepdim=True)
-    return (logits - total.masked_fill(total == -torch.inf, 0)).exp().masked_fill(~visible, 0)
+    highest = logits.amax(-1, keepdim=True)
+    weights = (logits - highest.masked_fill(highest == -torch.inf, 0)).exp()
+    total = weights.sum(-1, keepdim=True)  # 0 where an output is padded, and sees nothing
+    return (weights / total.masked_fill(total == 0, 1)).masked_fill(~visible, 0)
 
 
 def _by_head(window: Window, scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

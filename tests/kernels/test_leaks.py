@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sinmdm.kernels import Schedule, _dispatch, denoise_step, philox_normal, q_sample, window_attention
+from sinmdm.kernels import Schedule, _dispatch, denoise_step, philox_normal, q_sample, qna_attention, window_attention
 
 CALLS = 2000
 SCHEDULE = Schedule.cosine(50)
@@ -39,6 +39,17 @@ def attention(backward: bool = False, **options: object) -> Callable[[], object]
     return call
 
 
+def learned_query(backward: bool = False, **options: object) -> Callable[[], object]:
+    scores = torch.randn(1, 16, 2, requires_grad=backward)
+    values, rel_bias = torch.randn(1, 16, 2, 8), torch.randn(2, 3)
+
+    def call() -> object:
+        out = qna_attention(scores, values, rel_bias, window=1, backend="cpu", **options)  # type: ignore[arg-type]
+        return torch.autograd.grad(out.sum(), scores) if backward else out
+
+    return call
+
+
 def step(**options: object) -> Callable[[], object]:
     x, output = torch.randn(2, 1, 16, 8)
     return lambda: denoise_step(x, output, 20, SCHEDULE, seed=1, backend="cpu", **options)  # type: ignore[arg-type]
@@ -54,6 +65,9 @@ CASES = {
     "window_attention": lambda: attention(),
     "window_attention with lengths": lambda: attention(lengths=torch.tensor([9]), boundary="circular"),
     "window_attention, backward": lambda: attention(backward=True),
+    "qna_attention": lambda: learned_query(),
+    "qna_attention with lengths": lambda: learned_query(lengths=torch.tensor([9]), boundary="circular"),
+    "qna_attention, backward": lambda: learned_query(backward=True),
     "denoise_step": lambda: step(),
     "denoise_step with everything": everything,
     "q_sample": lambda: lambda: q_sample(torch.zeros(1, 16, 8), 3, SCHEDULE, seed=1, return_noise=True, backend="cpu"),

@@ -150,15 +150,20 @@ struct Strip {
   }
 };
 
-// Softmax of a strip: weights (size, kLanes) relative to `highest`, and the inverse of their sum, 0 where an output
-// sees nothing.
+// Softmax of a strip: weights (size, kLanes), 0 where an output sees nothing. Scores of slots that do not exist are
+// -inf, which leaves them out as long as the bias is finite; where it is not, `rows` tell them apart.
 template <typename C>
-SINMDM_TARGET void weigh(const Problem& p, const Strip<C>& strip, const C* scores, const C* bias, C* weights,
-                         V<C>& highest, V<C>& inverse) {
+SINMDM_TARGET void weigh(const Problem& p, const Strip<C>& strip, const C* scores, const C* bias, const C* const* rows,
+                         C* weights) {
   constexpr int64_t L = kLanes<C>;
   V<C> high = V<C>{} + kNever<C>;
   for (int64_t o = 0; o < p.size(); ++o) {
-    const V<C> x = strip.at(scores, o) + bias[o];
+    V<C> x = strip.at(scores, o) + bias[o];
+    if (!std::isfinite(bias[o])) {
+      for (int64_t l = 0; l < strip.count; ++l) {
+        if (rows[strip.begin[l] + o] == nullptr) x[l] = kNever<C>;
+      }
+    }
     store<C>(weights + o * L, x);
     high = x > high ? x : high;
   }
@@ -169,8 +174,8 @@ SINMDM_TARGET void weigh(const Problem& p, const Strip<C>& strip, const C* score
     total += weight;
     store<C>(weights + o * L, weight);
   }
-  highest = high;
-  inverse = total == C(0) ? V<C>{} : C(1) / total;
+  const V<C> inverse = total == C(0) ? V<C>{} : C(1) / total;
+  for (int64_t o = 0; o < p.size(); ++o) store<C>(weights + o * L, load<C>(weights + o * L) * inverse);
 }
 
 // Calls body(i, d, G, R), G and R as constants, for the blocks of a row of p.together heads: of the heads i .. i + G -
@@ -213,28 +218,25 @@ SINMDM_KERNEL void sum_rows(const C* const* rows, int64_t size, int64_t head, in
   }
 }
 
-// Rows (heads, dim) of results at the frames of a strip: written in place where memory has them in the dtype of the
-// computation and in whole registers, else by way of a copy.
+// Rows (heads, dim) of results, from the frame `first` on: written in place (`copy` is null) where memory has them in
+// the dtype of the computation and in whole registers, else by way of a copy.
 template <typename C>
 struct Results {
-  C* copy;  // (kLanes, heads, whole registers)
+  C* copy;  // (frames, heads, whole registers)
 
-  static int64_t copied(const Problem& p) {
-    return RowTable<C>::in_place(p) ? 0 : kLanes<C> * p.together * whole_registers<C>(p.dim);
+  static int64_t copied(const Problem& p, int64_t frames) { return frames * p.together * whole_registers<C>(p.dim); }
+  // The row of the first head at frame t; those of the others follow one another.
+  SINMDM_KERNEL C* at(const Problem& p, const Rows& rows, const Tile& tile, int64_t first, int64_t t) const {
+    if (copy == nullptr) return reinterpret_cast<C*>(rows.at(tile.b, t, tile.h));
+    return copy + (t - first) * p.together * whole_registers<C>(p.dim);
   }
-  // The row of the first head; those of the others follow one another.
-  SINMDM_KERNEL C* at(const Problem& p, const Rows& rows, const Tile& tile, int64_t t, int64_t l) const {
-    if (RowTable<C>::in_place(p)) return reinterpret_cast<C*>(rows.at(tile.b, t + l, tile.h));
-    return copy + l * p.together * whole_registers<C>(p.dim);
-  }
-  // Rows of the frames t .. t + count - 1, whose heads lie side by side.
-  SINMDM_KERNEL void finish(const Problem& p, const Rows& rows, const Tile& tile, int64_t t, int64_t count) const {
-    if (RowTable<C>::in_place(p)) return;
-    const int64_t run = whole_registers<C>(p.dim) == p.dim ? p.together : 1;
-    for (int64_t l = 0; l < count; ++l) {
+  SINMDM_KERNEL void finish(const Problem& p, const Rows& rows, const Tile& tile, Range frames) const {
+    if (copy == nullptr) return;
+    const int64_t width = whole_registers<C>(p.dim), run = width == p.dim ? p.together : 1;
+    for (int64_t t = frames.begin; t < frames.end; ++t) {
+      const C* from = at(p, rows, tile, frames.begin, t);
       for (int64_t i = 0; i < p.together; i += run) {
-        store_row<C>(p.element, at(p, rows, tile, t, l) + i * whole_registers<C>(p.dim), run * p.dim,
-                     rows.at(tile.b, t + l, tile.h + i));
+        store_row<C>(p.element, from + i * width, run * p.dim, rows.at(tile.b, t, tile.h + i));
       }
     }
   }
@@ -247,11 +249,11 @@ SINMDM_TARGET void forward_tasks(const Forward& p, int64_t begin, int64_t end) {
   const int64_t most = (std::min(p.tile(), p.outputs()) - 1) * p.stride + p.size(), pitch = most + L;
   Scratch scratch(Scratch::bytes<const C*>(most) + Scratch::bytes<C>(RowTable<C>::copied(p, most)) +
                   Scratch::bytes<C>(heads * pitch) + Scratch::bytes<C>(heads * p.size() * L) +
-                  Scratch::bytes<C>(Results<C>::copied(p)));
+                  Scratch::bytes<C>(Results<C>::copied(p, L)));
   RowTable<C> values{scratch.take<const C*>(most), scratch.take<C>(RowTable<C>::copied(p, most)), 0};
   C* scores = scratch.take<C>(heads * pitch);
   C* weights = scratch.take<C>(heads * p.size() * L);
-  const Results<C> results{scratch.take<C>(Results<C>::copied(p))};
+  const Results<C> results{RowTable<C>::in_place(p) ? nullptr : scratch.take<C>(Results<C>::copied(p, L))};
   for (int64_t task = begin; task < end; ++task) {
     const int64_t b = task / blocks / p.tiles(), h = task % blocks * heads, n = p.length(b);
     const int64_t first = task / blocks % p.tiles() * p.tile(), last = std::min(first + p.tile(), p.outputs());
@@ -268,14 +270,11 @@ SINMDM_TARGET void forward_tasks(const Forward& p, int64_t begin, int64_t end) {
       Strip<C> strip{std::min(L, real - t), {}, p.stride == 1};
       for (int64_t l = 0; l < strip.count; ++l) strip.begin[l] = (t - first + l) * p.stride;
       for (int64_t i = 0; i < heads; ++i) {
-        V<C> highest, inverse;
-        C* own = weights + i * p.size() * L;
-        weigh<C>(p, strip, scores + i * pitch, static_cast<const C*>(p.bias) + (h + i) * p.size(), own, highest,
-                 inverse);
-        for (int64_t o = 0; o < p.size(); ++o) store<C>(own + o * L, load<C>(own + o * L) * inverse);
+        weigh<C>(p, strip, scores + i * pitch, static_cast<const C*>(p.bias) + (h + i) * p.size(), values.row,
+                 weights + i * p.size() * L);
       }
       for (int64_t l = 0; l < strip.count; ++l) {
-        C* row = results.at(p, p.out, tile, t, l);
+        C* row = results.at(p, p.out, tile, t, t + l);
         in_blocks<C>(p, [&](int64_t i, int64_t d, auto heads_in, auto registers) SINMDM_INLINE {
           constexpr int G = heads_in.value, R = registers.value;
           V<C> total[G][R];
@@ -289,154 +288,154 @@ SINMDM_TARGET void forward_tasks(const Forward& p, int64_t begin, int64_t end) {
           }
         });
       }
-      results.finish(p, p.out, tile, t, strip.count);
+      results.finish(p, p.out, tile, {t, t + strip.count});
     }
   }
 }
 
-// What the backward keeps of the outputs that see a tile, by their frame's slot; `inverse` is 0 where there is none.
-template <typename C>
-struct Seen {
-  C *highest, *inverse, *delta;  // (heads, pitch)
-};
+// Outputs that see a tile are taken `kSeen` of their frames at a time, so that what is kept of their pairs does not
+// grow with the square of the window.
+constexpr int64_t kSeen = 256;
 
 template <typename C>
 struct BackwardBuffers {
   RowTable<C> values, grads;
   Results<C> dvalues;
-  C* dscores;   // (kLanes, heads)
+  C* dscores;   // (frames, heads)
   C* scores;    // (heads, pitch)
-  C* weights;   // (heads, size, kLanes)
-  C* products;  // (heads, size, kLanes) registers; size 1 for what is summed over the window
+  C* weights;   // (heads, size, kLanes), of a strip
+  C* products;  // (heads, size, kLanes) registers, of a strip
   C* sums;      // (heads, size, kLanes)
-  Seen<C> seen;
-  int64_t pitch;
+  // Of the pairs of a part of the outputs, by their frame's slot, kLanes zeros before and after it: (heads, size, row).
+  C *pair_weights, *pair_gradients;
+  int64_t pitch, row;
 };
 
-// Of the outputs at tile.queries their softmax's maximum and sum, and delta = sum_j P_ij (do_i . v_j) = do_i . out_i.
+// The pairs of the outputs at the frames `part` of tile.queries: weights P, and gradients of their logits P (dP -
+// delta) with dP = do . v and delta = sum_j P dP.
 template <typename C>
-SINMDM_TARGET void see(const Backward& p, const Tile& tile, const BackwardBuffers<C>& s) {
+SINMDM_TARGET void see(const Backward& p, const Tile& tile, Range part, const BackwardBuffers<C>& s) {
   constexpr int64_t L = kLanes<C>;
-  const int64_t width = whole_registers<C>(p.dim), heads = p.together, queries = tile.queries.size();
-  for (C* part : {s.seen.highest, s.seen.inverse, s.seen.delta}) std::fill(part, part + heads * s.pitch, C(0));
-  for (int64_t u = 0; u < queries;) {
+  using Int = typename Simd<C>::Int;
+  const int64_t heads = p.together, size = p.size(), origin = part.begin - tile.queries.begin;
+  std::fill(s.pair_weights, s.pair_weights + heads * size * s.row, C(0));
+  std::fill(s.pair_gradients, s.pair_gradients + heads * size * s.row, C(0));
+  I<C> lane;
+  for (Int l = 0; l < L; ++l) lane[l] = l;
+  for (int64_t u = origin; u < origin + part.size();) {
     Strip<C> strip{0, {}, true};
-    for (; u < queries && strip.count < L; ++u) {
+    for (; u < origin + part.size() && strip.count < L; ++u) {
       if (s.grads.row[u] != nullptr) strip.begin[strip.count++] = u;
     }
     if (strip.count == 0) continue;
     strip.neighbours = strip.begin[strip.count - 1] == strip.begin[0] + strip.count - 1;
     for (int64_t i = 0; i < heads; ++i) {
-      V<C> highest, inverse;
-      C* weights = s.weights + i * p.size() * L;
-      weigh<C>(p, strip, s.scores + i * s.pitch, static_cast<const C*>(p.bias) + (tile.h + i) * p.size(), weights,
-               highest, inverse);
-      for (int64_t l = 0; l < strip.count; ++l) {
-        const int64_t at = i * s.pitch + strip.begin[l];
-        s.seen.highest[at] = highest[l], s.seen.inverse[at] = inverse[l];
-      }
+      weigh<C>(p, strip, s.scores + i * s.pitch, static_cast<const C*>(p.bias) + (tile.h + i) * size, s.values.row,
+               s.weights + i * size * L);
     }
     for (int64_t l = 0; l < strip.count; ++l) {
+      const C* const* rows = s.values.row + strip.begin[l];
       in_blocks<C>(p, [&](int64_t i, int64_t d, auto heads_in, auto registers) SINMDM_INLINE {
         constexpr int G = heads_in.value, R = registers.value;
-        V<C> total[G][R];
-        sum_rows<C, G, R>(s.values.row + strip.begin[l], p.size(), s.values.head, i * s.values.head + d,
-                          s.weights + i * p.size() * L + l, total);
+        const C* grad = s.grads.row[strip.begin[l]] + i * s.grads.head + d;
+        V<C> x[G][R];
+#pragma GCC unroll 8
+        for (int k = 0; k < G * R; ++k) x[k / R][k % R] = load<C>(grad + k / R * s.grads.head + k % R * L);
+        for (int64_t o = 0; o < size; ++o) {
+          C* to = s.products + ((i * size + o) * L + l) * L;
 #pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) {
-          const C* grad = s.grads.row[strip.begin[l]] + (i + g) * s.grads.head + d;
-          C* to_product = s.products + ((i + g) * L + l) * L;
-          V<C> product = d == 0 ? V<C>{} : load<C>(to_product);
+          for (int g = 0; g < G; ++g, to += size * L * L) {
+            V<C> product = d == 0 ? V<C>{} : load<C>(to);
+            if (rows[o] != nullptr) {
+              const C* value = rows[o] + (i + g) * s.values.head + d;
 #pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) product += total[g][r] * load<C>(grad + r * L);
-          store<C>(to_product, product);
+              for (int r = 0; r < R; ++r) product += x[g][r] * load<C>(value + r * L);
+            }
+            store<C>(to, product);
+          }
         }
       });
     }
+    const I<C> there = lane < static_cast<Int>(strip.count);
     for (int64_t i = 0; i < heads; ++i) {
-      const V<C> delta = lane_sums<C>(s.products + i * L * L);  // of lanes from strip.count on nothing is kept
-      for (int64_t l = 0; l < strip.count; ++l) {
-        const int64_t at = i * s.pitch + strip.begin[l];
-        s.seen.delta[at] = delta[l] * s.seen.inverse[at];
+      V<C> delta{};
+      for (int64_t o = 0; o < size; ++o) {
+        C* products = s.products + (i * size + o) * L * L;
+        const V<C> dweight = lane_sums<C>(products);
+        delta += load<C>(s.weights + (i * size + o) * L) * dweight;
+        store<C>(products, dweight);
+      }
+      for (int64_t o = 0; o < size; ++o) {
+        const int64_t at = (i * size + o) * s.row + L + strip.begin[0] - origin;
+        V<C> weight = load<C>(s.weights + (i * size + o) * L);
+        V<C> dlogit = weight * (load<C>(s.products + (i * size + o) * L * L) - delta);
+        weight = there ? weight : V<C>{}, dlogit = there ? dlogit : V<C>{};
+        if (strip.neighbours) {
+          store<C>(s.pair_weights + at, weight), store<C>(s.pair_gradients + at, dlogit);
+        } else {
+          for (int64_t l = 0; l < strip.count; ++l) {
+            const int64_t further = strip.begin[l] - strip.begin[0];
+            s.pair_weights[at + further] = weight[l], s.pair_gradients[at + further] = dlogit[l];
+          }
+        }
       }
     }
   }
 }
 
-// Gradients of up to kLanes frames from `frame` on: every output that sees one of them, offset by offset.
+// Adds to the gradients of up to kLanes frames from `frame` on what they have from the pairs of the outputs at `part`.
 template <typename C>
-SINMDM_TARGET void gather(const Backward& p, const Tile& tile, int64_t frame, int64_t count,
+SINMDM_TARGET void gather(const Backward& p, const Tile& tile, Range part, int64_t frame, int64_t count,
                           const BackwardBuffers<C>& s) {
   constexpr int64_t L = kLanes<C>;
   using Int = typename Simd<C>::Int;
   const int64_t size = p.size(), heads = p.together;
-  // Where the frame lies among the queries; among the slots it lies p.left further. Column o is that of the query
-  // p.left - o further on: queries run backwards as columns do forwards.
-  const int64_t own = frame - tile.queries.begin, latest = own + p.left;
+  const bool fresh = part.begin == tile.queries.begin;
+  // Column o is that of the query p.left - o further on: queries run backwards as columns do forwards.
+  const int64_t latest = frame + p.left;
+  const Range columns = Range{latest - part.end + 1, latest - part.begin + L}.clipped({0, size});
   I<C> lane;
   for (Int l = 0; l < L; ++l) lane[l] = l;
   const I<C> there = lane < static_cast<Int>(count);
+  C* dscores = s.dscores + (frame - tile.frames.begin) * heads;
   for (int64_t i = 0; i < heads; ++i) {
-    const C* bias = static_cast<const C*>(p.bias) + (tile.h + i) * size;
-    const V<C> scores = load<C>(s.scores + i * s.pitch + own + p.left);
-    for (int64_t o = 0; o < size; ++o) {
-      const int64_t at = i * s.pitch + latest - o;
-      const V<C> inverse = load<C>(s.seen.inverse + at), highest = load<C>(s.seen.highest + at);
-      const V<C> weight = exp2_weight<C>((scores + bias[o] - highest) * static_cast<C>(kLog2E)) * inverse;
-      store<C>(s.weights + (i * size + o) * L, there & (inverse != C(0)) ? weight : V<C>{});
+    V<C> dscore{};
+    for (int64_t o = columns.begin; o < columns.end; ++o) {
+      const V<C> dlogit = load<C>(s.pair_gradients + (i * size + o) * s.row + L + latest - o - part.begin);
+      C* sum = s.sums + (i * size + o) * L;
+      dscore += dlogit;
+      store<C>(sum, load<C>(sum) + (there ? dlogit : V<C>{}));
+    }
+    for (int64_t l = 0; l < count; ++l) {
+      dscores[l * heads + i] = fresh ? dscore[l] : dscores[l * heads + i] + dscore[l];
     }
   }
   for (int64_t l = 0; l < count; ++l) {
-    const C* const* rows = s.grads.row + latest + l;
-    C* row = s.dvalues.at(p, p.dvalues, tile, frame, l);
+    const Range own = Range{latest + l - part.end + 1, latest + l - part.begin + 1}.clipped({0, size});
+    const C* const* rows = s.grads.row + latest + l - tile.queries.begin;
+    C* row = s.dvalues.at(p, p.dvalues, tile, tile.frames.begin, frame + l);
     in_blocks<C>(p, [&](int64_t i, int64_t d, auto heads_in, auto registers) SINMDM_INLINE {
       constexpr int G = heads_in.value, R = registers.value;
-      V<C> v[G][R], total[G][R];
-      const C* value = s.values.row[latest + l] + i * s.values.head + d;
+      C* to = row + i * whole_registers<C>(p.dim) + d;
+      const C* weights = s.pair_weights + i * size * s.row + L + latest + l - part.begin;
+      V<C> total[G][R];
 #pragma GCC unroll 8
       for (int k = 0; k < G * R; ++k) {
-        v[k / R][k % R] = load<C>(value + k / R * s.values.head + k % R * L);
-        total[k / R][k % R] = V<C>{};
+        total[k / R][k % R] = fresh ? V<C>{} : load<C>(to + k / R * whole_registers<C>(p.dim) + k % R * L);
       }
-      for (int64_t o = 0; o < size; ++o) {
-        C* to_product = s.products + ((i * size + o) * L + l) * L;
-        if (rows[-o] == nullptr) {
-#pragma GCC unroll 4
-          for (int g = 0; g < G; ++g) store<C>(to_product + g * size * L * L, V<C>{});
-          continue;
-        }
+      for (int64_t o = own.begin; o < own.end; ++o) {
+        if (rows[-o] == nullptr) continue;
         const C* grad = rows[-o] + i * s.grads.head + d;
 #pragma GCC unroll 4
         for (int g = 0; g < G; ++g) {
-          const C weight = s.weights[((i + g) * size + o) * L + l];
-          V<C> product = d == 0 ? V<C>{} : load<C>(to_product + g * size * L * L);
+          const C weight = weights[(g * size + o) * s.row - o];
 #pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) {
-            const V<C> x = load<C>(grad + g * s.grads.head + r * L);
-            product += x * v[g][r], total[g][r] += weight * x;
-          }
-          store<C>(to_product + g * size * L * L, product);
+          for (int r = 0; r < R; ++r) total[g][r] += weight * load<C>(grad + g * s.grads.head + r * L);
         }
       }
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) {
-        C* to = row + (i + g) * whole_registers<C>(p.dim) + d;
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) store<C>(to + r * L, total[g][r]);
-      }
+#pragma GCC unroll 8
+      for (int k = 0; k < G * R; ++k) store<C>(to + k / R * whole_registers<C>(p.dim) + k % R * L, total[k / R][k % R]);
     });
-  }
-  for (int64_t i = 0; i < heads; ++i) {
-    V<C> dscore{};
-    for (int64_t o = 0; o < size; ++o) {
-      const int64_t column = i * size + o;
-      const V<C> delta = load<C>(s.seen.delta + i * s.pitch + latest - o);
-      const V<C> dlogit = load<C>(s.weights + column * L) * (lane_sums<C>(s.products + column * L * L) - delta);
-      dscore += dlogit;
-      C* sum = s.sums + column * L;
-      store<C>(sum, load<C>(sum) + (there ? dlogit : V<C>{}));
-    }
-    for (int64_t l = 0; l < count; ++l) s.dscores[l * heads + i] = dscore[l];
   }
 }
 
@@ -444,27 +443,30 @@ template <typename C>
 SINMDM_TARGET void backward_tasks(const Backward& p, int64_t begin, int64_t end) {
   constexpr int64_t L = kLanes<C>;
   const int64_t heads = p.together, blocks = p.heads / heads, size = p.size();
-  const int64_t most_queries = std::min(p.tile(), p.frames) + size - 1, most_slots = most_queries + size - 1;
+  const int64_t most = std::min(p.tile(), p.frames), most_queries = most + size - 1,
+                most_slots = most_queries + size - 1;
   const int64_t queries_copied = RowTable<C>::copied(p, most_queries),
                 slots_copied = RowTable<C>::copied(p, most_slots);
+  const bool direct = RowTable<C>::in_place(p) && most_queries <= kSeen;  // else a row is added to time and again
+  const int64_t dvalues_copied = direct ? 0 : Results<C>::copied(p, most);
   BackwardBuffers<C> s;
-  s.pitch = most_slots + L;
+  s.pitch = most_slots + L, s.row = std::min(most_queries, kSeen) + 2 * L;
   Scratch scratch(Scratch::bytes<const C*>(most_queries) + Scratch::bytes<const C*>(most_slots) +
                   Scratch::bytes<C>(queries_copied) + Scratch::bytes<C>(slots_copied) +
-                  4 * Scratch::bytes<C>(heads * s.pitch) + Scratch::bytes<C>(heads * size * L) +
-                  Scratch::bytes<C>(heads * size * L * L) + Scratch::bytes<C>(heads * size * L) +
-                  Scratch::bytes<C>(Results<C>::copied(p)) + Scratch::bytes<C>(L * heads));
+                  Scratch::bytes<C>(dvalues_copied) + Scratch::bytes<C>(most * heads) +
+                  Scratch::bytes<C>(heads * s.pitch) + 2 * Scratch::bytes<C>(heads * size * L) +
+                  Scratch::bytes<C>(heads * size * L * L) + 2 * Scratch::bytes<C>(heads * size * s.row));
   s.grads = {scratch.take<const C*>(most_queries), scratch.take<C>(queries_copied), 0};
   s.values = {scratch.take<const C*>(most_slots), scratch.take<C>(slots_copied), 0};
-  for (C** part : {&s.scores, &s.seen.highest, &s.seen.inverse, &s.seen.delta}) {
-    *part = scratch.take<C>(heads * s.pitch);
-  }
-  s.weights = scratch.take<C>(heads * size * L), s.products = scratch.take<C>(heads * size * L * L);
-  s.sums = scratch.take<C>(heads * size * L);
-  s.dvalues.copy = scratch.take<C>(Results<C>::copied(p)), s.dscores = scratch.take<C>(L * heads);
+  s.dvalues.copy = direct ? nullptr : scratch.take<C>(dvalues_copied);
+  s.dscores = scratch.take<C>(most * heads);
+  s.scores = scratch.take<C>(heads * s.pitch);
+  s.weights = scratch.take<C>(heads * size * L), s.sums = scratch.take<C>(heads * size * L);
+  s.products = scratch.take<C>(heads * size * L * L);
+  s.pair_weights = scratch.take<C>(heads * size * s.row), s.pair_gradients = scratch.take<C>(heads * size * s.row);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t part = task / blocks, first = part % p.tiles() * p.tile();
-    Tile tile{part / p.tiles(), task % blocks * heads, p.length(part / p.tiles()), {first, first + p.tile()}, {}};
+    const int64_t place = task / blocks, first = place % p.tiles() * p.tile();
+    Tile tile{place / p.tiles(), task % blocks * heads, p.length(place / p.tiles()), {first, first + p.tile()}, {}};
     tile.frames.end = std::min(tile.frames.end, p.frames);
     std::fill(s.sums, s.sums + heads * size * L, C(0));
     for (int64_t t = std::max(tile.n, first); t < tile.frames.end; ++t) {
@@ -480,18 +482,20 @@ SINMDM_TARGET void backward_tasks(const Backward& p, int64_t begin, int64_t end)
       load_scores<C>(p, tile.b, tile.h, tile.n, slots, s.pitch, s.scores);
       s.values.fill(p, p.values, tile, slots, 1);
       s.grads.fill(p, p.grad_out, tile, tile.queries, p.stride);
-      see<C>(p, tile, s);
-      for (int64_t t = first; t < tile.frames.end; t += L) {
-        const int64_t count = std::min(L, tile.frames.end - t);
-        gather<C>(p, tile, t, count, s);
-        s.dvalues.finish(p, p.dvalues, tile, t, count);
-        for (int64_t l = 0; l < count; ++l) {
-          store_row<C>(p.element, s.dscores + l * heads, heads, p.dscores.at(tile.b, t + l, tile.h));
+      for (int64_t from = tile.queries.begin; from < tile.queries.end; from += kSeen) {
+        const Range part{from, std::min(from + kSeen, tile.queries.end)};
+        see<C>(p, tile, part, s);
+        for (int64_t t = first; t < tile.frames.end; t += L) {
+          gather<C>(p, tile, part, t, std::min(L, tile.frames.end - t), s);
         }
+      }
+      s.dvalues.finish(p, p.dvalues, tile, tile.frames);
+      for (int64_t t = first; t < tile.frames.end; ++t) {
+        store_row<C>(p.element, s.dscores + (t - first) * heads, heads, p.dscores.at(tile.b, t, tile.h));
       }
     }
     for (int64_t i = 0; i < heads; ++i) {
-      double* to = p.dbias + (part * p.heads + tile.h + i) * size;
+      double* to = p.dbias + (place * p.heads + tile.h + i) * size;
       for (int64_t o = 0; o < size; ++o) {
         to[o] = 0;
         for (int64_t l = 0; l < L; ++l) to[o] += s.sums[(i * size + o) * L + l];

@@ -6,10 +6,11 @@
 
 namespace sinmdm::cpu::qna {
 
-constexpr int64_t kMostChannels = 512;  // of neighbouring heads that a task takes: rows of a tile then fit the caches
+// Of neighbouring heads that a task takes: rows of a tile, and what is kept of a tile's pairs, then fit the caches.
+constexpr int64_t kMostChannels = 512, kMostColumns = 256;
 
-inline int64_t heads_together(int64_t heads, int64_t dim) {
-  for (int64_t count = std::min(heads, std::max<int64_t>(1, kMostChannels / dim)); count > 1; --count) {
+inline int64_t heads_together(int64_t heads, int64_t dim, int64_t size) {
+  for (int64_t count = std::min({heads, kMostChannels / dim, kMostColumns / size}); count > 1; --count) {
     if (heads % count == 0) return count;
   }
   return 1;

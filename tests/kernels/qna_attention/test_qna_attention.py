@@ -122,12 +122,18 @@ SMALL = [
     Case(5, (6, 7), boundary="circular", stride=3),  # meets frames again
     Case(9, (5, 4), boundary="circular", lengths=(0, 1)),  # one frame that every offset meets
     Case(9, (1, 1), heads=1, dim=1),
+    # What a row is taken in: several heads of one, two or four registers, or one head piece by piece.
+    *(Case(20, (1, 2), heads=heads, dim=dim) for heads in (3, 4) for dim in (4, 8, 16, 20, 32, 33, 64)),
+    Case(20, (1, 1), heads=8, dim=128, batch=1),  # more heads than a task takes
+    Case(20, (1, 1), heads=5, dim=256, batch=1),  # rows of more than 4 KB
 ]
 # A tile holds 65 // stride outputs: full tiles, one more, windows wider than one.
 TILES = [
     Case(66, (1, 1), lengths=(66, 65)),
     Case(200, (3, 3), stride=2, lengths=(200, 131), dim=8),
     Case(200, (2, 2), stride=3, batch=1),
+    Case(300, (2, 2), lengths=(300, 129), heads=4, dim=8),  # the CPU's tiles hold 128 frames
+    Case(300, (3, 1), stride=2, boundary="circular", heads=4, dim=16, lengths=(257, 300)),
     Case(140, (80, 70), batch=1),
     Case(140, (90, 70), stride=2, boundary="circular", lengths=(140, 70)),
 ]
@@ -146,6 +152,8 @@ def test_equals_the_definition_in_float64(case: Case, backend: str) -> None:
     "case",
     [
         Case(70, (1, 1), lengths=(70, 33), dim=32),  # the networks' window over two tiles
+        Case(140, (7, 7), heads=4, dim=32),  # their widest
+        Case(40, (2, 3), heads=3, dim=20),  # rows of no whole register
         Case(40, (3, 3), stride=2, dim=8),
         Case(40, (4, 4), boundary="circular", lengths=(40, 3), dim=16),
         Case(12, (1, 2), dim=256, batch=1),
