@@ -10,6 +10,7 @@ if __name__ == "kernels":
 from . import dialects as dialects  # a namespace of its own: its functions have other libraries' names
 from ._dispatch import BackendError, backends, extension, implementations
 from .denoise_step import affine_step, denoise_step
+from .norm_affine import norm_affine
 from .philox import philox_normal
 from .q_sample import q_sample
 from .qna_attention import qna_attention
@@ -24,6 +25,7 @@ __all__ = [
     "denoise_step",
     "extension",
     "implementations",
+    "norm_affine",
     "philox_normal",
     "q_sample",
     "qna_attention",
