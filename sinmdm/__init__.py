@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_LAZY = {"train": "training", "load": "run", "Run": "run", "PRESETS": "presets", "Preset": "presets"}
+_LAZY = {
+    "accelerate": "nn.accelerate",
+    "train": "training",
+    "load": "run",
+    "Run": "run",
+    "PRESETS": "presets",
+    "Preset": "presets",
+}
 
 if TYPE_CHECKING:
+    from .nn.accelerate import accelerate
     from .presets import PRESETS, Preset
     from .run import Run, load
     from .training import train
 
-__all__ = ["PRESETS", "Preset", "Run", "__version__", "load", "train"]
+__all__ = ["PRESETS", "Preset", "Run", "__version__", "accelerate", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:

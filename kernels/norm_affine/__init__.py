@@ -152,7 +152,9 @@ def norm_affine(
         check_dtype(name, tensor, (x.dtype,) if x.dtype == torch.float64 else (x.dtype, torch.float32))
         check_device(name, tensor, "x", x)
     check_dtype("offset", offset, (gain.dtype,))
-    if groups is not None and (isinstance(groups, bool) or not isinstance(groups, int) or groups < 1 or channels % groups):
+    if groups is not None and (
+        isinstance(groups, bool) or not isinstance(groups, int) or groups < 1 or channels % groups
+    ):
         raise ValueError(f"groups must be None or divide the {channels} channels of x, got {groups!r}")
     if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not 0 < eps < math.inf:
         raise ValueError(f"eps must be above 0, got {eps!r}")

@@ -20,10 +20,15 @@ PIECE = 2048
 
 
 def check_model(model: Callable[..., Tensor], what: str) -> int:
-    """Frames on each side that an output frame of `model` depends on. Raises ValueError where that is all of them."""
+    """Frames on each side that an output frame of `model` depends on. Raises ValueError where that is all of them, with
+    the model's own reason where it has one, in the attribute `not_local`."""
     field = getattr(model, "receptive_field", None)
     if field is None:
-        raise ValueError(f"model must be local (have a receptive_field) for {what}, got {type(model).__name__}")
+        reason = getattr(model, "not_local", None)
+        raise ValueError(
+            f"model must be local (have a receptive_field) for {what}, got {type(model).__name__}"
+            + (f": {reason}" if reason else "")
+        )
     return int(field)
 
 
@@ -39,11 +44,16 @@ def usable_device(device: torch.device | str | None) -> torch.device:
     return named
 
 
-def check_sizes(model: Callable[..., Tensor], features: int, first_sample: int, *, batch: int, **counts: int) -> None:
-    """Raise ValueError unless the sizes of what is asked of `model` are possible, by name."""
-    for name, value in ({"features": features, **counts}).items():
+def check_counts(**counts: int) -> None:
+    """Raise ValueError, by name, unless each is an int of 1 or more."""
+    for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+
+
+def check_sizes(model: Callable[..., Tensor], features: int, first_sample: int, *, batch: int, **counts: int) -> None:
+    """Raise ValueError unless the sizes of what is asked of `model` are possible, by name."""
+    check_counts(features=features, **counts)
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 0:
         raise ValueError(f"batch must be an int >= 0, got {batch!r}")
     if getattr(model, "features", features) != features:

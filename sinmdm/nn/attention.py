@@ -13,7 +13,7 @@ from ..kernels import dialects
 BOUNDARIES = ("clip", "circular", "shift")
 
 
-def _sides(window: int | tuple[int, int]) -> tuple[int, int]:
+def window_sides(window: int | tuple[int, int]) -> tuple[int, int]:
     """(left, right) of a window given as a pair or as one number for both sides."""
     pair = (window, window) if isinstance(window, int) else tuple(window)
     if len(pair) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 0 for side in pair):
@@ -82,7 +82,7 @@ class WindowAttention(nn.Module):
         kv_heads = heads if kv_heads is None else kv_heads
         if kv_heads < 1 or heads % kv_heads:
             raise ValueError(f"kv_heads must be a divisor of heads = {heads}, got {kv_heads}")
-        self.window, self.boundary, self.dropout = _sides(window), boundary, dropout
+        self.window, self.boundary, self.dropout = window_sides(window), boundary, dropout
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, d_model // heads
         columns = _bias_columns(self.window, boundary)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -168,7 +168,7 @@ class WindowMultiheadAttention(nn.Module):
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.kdim = self.vdim = embed_dim
         self.dropout, self.batch_first = dropout, batch_first
-        self.window, self.boundary = _sides(window), boundary
+        self.window, self.boundary = window_sides(window), boundary
         columns = _bias_columns(self.window, boundary)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim, **made))

@@ -14,11 +14,12 @@ MAX_PERIOD = 10_000.0
 
 
 def timestep_embedding(timesteps: Tensor, size: int) -> Tensor:
-    """(B, size) cosines, then sines, of t at geometric frequencies from 1 down to 1 / 10 000 (size even)."""
+    """(B, size) cosines, then sines, of t at geometric frequencies from 1 to 1 / 10 000; and a zero if size is odd."""
     half = size // 2
     frequencies = torch.exp(-math.log(MAX_PERIOD) / half * torch.arange(half, device=timesteps.device))
     angles = timesteps[:, None].to(torch.float32) * frequencies
-    return torch.cat([angles.cos(), angles.sin()], -1)
+    embedding = torch.cat([angles.cos(), angles.sin()], -1)
+    return F.pad(embedding, (0, 1)) if size % 2 else embedding
 
 
 class Block(nn.Module):
