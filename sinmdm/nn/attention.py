@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels import dialects
+from .layers import Linear
 
 BOUNDARIES = ("clip", "circular", "shift")
 
@@ -86,9 +87,9 @@ class WindowAttention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, d_model // heads
         columns = _bias_columns(self.window, boundary)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.qkv = nn.Linear(d_model, (heads + 2 * kv_heads) * self.head_dim, bias=bias, **made)
+        self.qkv = Linear(d_model, (heads + 2 * kv_heads) * self.head_dim, bias=bias, **made)
         self.register_parameter("rel_bias", nn.Parameter(torch.zeros(heads, columns, **made)) if rel_bias else None)
-        self.out = nn.Linear(d_model, d_model, bias=bias, **made)
+        self.out = Linear(d_model, d_model, bias=bias, **made)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """x (B, T, d_model), lengths (B,) int real frames of padded sequences or None; to x's shape.

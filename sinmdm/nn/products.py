@@ -1,9 +1,9 @@
-"""The products of the networks, on motions whose channels come last, by the library that multiplies fastest there.
+"""The products of the networks, on motions whose channels come last, by the fastest library for them.
 
-On a CPU that is oneDNN, by rows in chunks. torch's F.linear goes to MKL in float32, which on AMD's processors gives less
-than half of what oneDNN does, and a weight gradient over all rows at once not more; what the products of a chunk make
-stays in the caches for what needs it next. bench/NOTES.md has the figures. On other devices, in other dtypes and under
-torch.compile all this is plain PyTorch.
+On a CPU that is oneDNN, by rows in chunks. torch's F.linear goes to MKL in float32, which on AMD's processors gives
+less than half of what oneDNN does, and a weight gradient over all rows at once not more; what the products of a chunk
+make stays in the caches for what needs it next. bench/NOTES.md has the figures. On other devices, in other dtypes and
+under torch.compile all this is plain PyTorch.
 """
 
 from __future__ import annotations
@@ -131,8 +131,10 @@ _made = WeakIdKeyDictionary()  # parameter -> {what: (the parameters' versions a
 
 
 def remembered(what: object, parameters: Sequence[Tensor], make: Callable[[], Any]) -> Any:
-    """make(), for use without gradients: kept until one of the parameters changes. A sampler's steps would otherwise each
-    make it again."""
+    """make(), for use without gradients: kept until one of the parameters changes.
+
+    A sampler's steps would otherwise each make it again.
+    """
     if torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
         return make()
     stamp = [(p._version, p.data_ptr()) for p in parameters]
@@ -239,7 +241,7 @@ class _Mlp(torch.autograd.Function):
 
 
 class _Conv3(torch.autograd.Function):
-    """conv3 of x (B, frames, in) with zeros around and stride 1. The weight gradient takes motions a chunk at a time."""
+    """conv3 of x (B, frames, in), zeros around it, stride 1. The weight gradient takes some motions at a time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -114,8 +114,7 @@ class QnAAttention1d(nn.Module):
 
         Args:
             x: (B, frames, in).
-            keys: of the method of that name, for all motions, for each, or for each of one; default those of the learned
-                query.
+            keys: of the method of that name, for all motions or each; default those of the learned query.
             positions: (B or 1, frames, in), added to what the keys are made of.
             lengths: (B,) int, real frames.
             residual: (B, frames, output), added to the result.

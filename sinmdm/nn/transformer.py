@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels import norm_affine
 from .attention import WindowAttention
+from .layers import Dropout, Linear
+from .products import mlp
 
 MAX_PERIOD = 10_000.0
 
@@ -30,24 +33,27 @@ class Block(nn.Module):
 
     def __init__(self, d_model: int, heads: int, window: int, mlp_ratio: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(d_model, elementwise_affine=False)
         self.attention = WindowAttention(d_model, heads, window)
-        self.norm2 = nn.LayerNorm(d_model, elementwise_affine=False)
-        self.mlp = nn.Sequential(
-            nn.Linear(d_model, mlp_ratio * d_model), nn.GELU(), nn.Linear(mlp_ratio * d_model, d_model)
-        )
-        self.modulation = nn.Linear(d_model, 6 * d_model)
+        self.mlp = nn.Sequential(Linear(d_model, mlp_ratio * d_model), nn.GELU(), Linear(mlp_ratio * d_model, d_model))
+        self.modulation = Linear(d_model, 6 * d_model)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, modulation: Tensor, lengths: Tensor | None) -> Tensor:
         """x (B, frames, d_model), modulation (B or 1, 6 d_model) made of the timestep by `self.modulation`."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation[:, None].chunk(6, -1)
-        h = self.attention(torch.addcmul(shift1, self.norm1(x), 1 + scale1), lengths)
-        x = torch.addcmul(x, gate1, self.dropout(h))
-        h = self.mlp(torch.addcmul(shift2, self.norm2(x), 1 + scale2))
-        return torch.addcmul(x, gate2, self.dropout(h))
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, -1)
+        h = self.attention(_modulated(x, shift1, scale1), lengths)
+        x = torch.addcmul(x, gate1[:, None], self.dropout(h))
+        first, _, second = self.mlp
+        h = mlp(_modulated(x, shift2, scale2), first.weight, first.bias, second.weight, second.bias)
+        return torch.addcmul(x, gate2[:, None], self.dropout(h))
+
+
+def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LN(x) (1 + scale) + shift of x (B, frames, d_model), shift and scale (B or 1, d_model)."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return norm_affine(x, (1 + scale).to(dtype), shift.to(dtype))
 
 
 class WindowTransformer(nn.Module):
@@ -85,10 +91,10 @@ class WindowTransformer(nn.Module):
             raise ValueError(f"d_model must be even and a multiple of heads, got {d_model} and {heads}")
         self.features, self.d_model = features, d_model
         self.receptive_field = layers * window
-        self.time = nn.Sequential(nn.Linear(d_model, d_model), nn.SiLU(), nn.Linear(d_model, d_model), nn.SiLU())
-        self.input = nn.Linear(features, d_model)
+        self.time = nn.Sequential(Linear(d_model, d_model), nn.SiLU(), Linear(d_model, d_model), nn.SiLU())
+        self.input = Linear(features, d_model)
         self.blocks = nn.ModuleList(Block(d_model, heads, window, mlp_ratio, dropout) for _ in range(layers))
-        self.output = nn.Linear(d_model, features)
+        self.output = Linear(d_model, features)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
