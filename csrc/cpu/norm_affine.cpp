@@ -33,6 +33,7 @@ P problem_of(const ts::Tensor& x, const ts::Tensor& gain, const ts::Tensor& offs
   p.groups = groups, p.eps = eps, p.silu = silu, p.element = element_of(x);
   p.x = static_cast<const char*>(x.const_data_ptr());
   p.gain = gain.const_data_ptr(), p.offset = offset.const_data_ptr();
+  p.gain_row = gain.size(0) == 1 ? 0 : gain.stride(0), p.offset_row = offset.size(0) == 1 ? 0 : offset.stride(0);
   return p;
 }
 
@@ -42,7 +43,8 @@ double work(const Problem& p) {
 
 }  // namespace
 
-// x (B, T, C) contiguous; gain and offset (B, C) contiguous in the dtype of the computation. To x's shape.
+// x (B, T, C) contiguous; gain and offset (B or 1, C), rows without gaps, in the dtype of the computation. To x's
+// shape.
 ts::Tensor norm_affine(const ts::Tensor& x, const ts::Tensor& gain, const ts::Tensor& offset, int64_t groups,
                        double eps, bool silu) {
   ts::Tensor out = ts::new_empty(x, x.sizes());

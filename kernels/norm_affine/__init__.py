@@ -28,19 +28,19 @@ for _name, _reference in (
     _dispatch.register(_name, "reference", outside_autocast(_reference), names(FLOAT_DTYPES))
 
 
-def _rows(x: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Each a contiguous (B, C) in the dtype of the computation."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return [tensor.to(dtype).expand(len(x), -1).contiguous() for tensor in tensors]
+def _rows(x: Tensor, tensor: Tensor) -> Tensor:
+    """(B or 1, C) in the dtype of the computation, each row without gaps."""
+    tensor = tensor.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
 
 
 def _native(x, gain, offset, groups, eps, silu):  # type: ignore[no-untyped-def]
-    return native("norm_affine_native")(x.contiguous(), *_rows(x, gain, offset), groups, eps, silu)
+    return native("norm_affine_native")(x.contiguous(), _rows(x, gain), _rows(x, offset), groups, eps, silu)
 
 
 def _native_backward(grad_out, x, gain, offset, groups, eps, silu):  # type: ignore[no-untyped-def]
     dx, *partial = native("norm_affine_backward_native")(
-        grad_out.contiguous(), x.contiguous(), *_rows(x, gain, offset), groups, eps, silu
+        grad_out.contiguous(), x.contiguous(), _rows(x, gain), _rows(x, offset), groups, eps, silu
     )
     dgain, doffset = (
         part.sum((0, 1) if len(wanted) == 1 else 1).view_as(wanted).to(wanted.dtype)

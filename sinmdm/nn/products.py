@@ -18,6 +18,10 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
 ACTIVATIONS = (None, "gelu")
+_ONEDNN = torch.backends.mkldnn.is_available()
+if _ONEDNN:
+    _LINEAR = torch.ops.mkldnn._linear_pointwise.default
+    _LINEAR_PLUS = torch.ops.mkldnn._linear_pointwise.binary
 CHUNK = 2560  # rows
 
 
@@ -54,7 +58,7 @@ def linear(
         w, b = _cast(weight, dtype).flatten(1), None if bias is None else _cast(bias, dtype)
         x = x.to(dtype)
         if activation is None and residual is not None and residual.dtype == dtype:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, residual.contiguous(), w, b, "add")
+            return _LINEAR_PLUS(x, residual.contiguous(), w, b, "add")
         y = _product(x, w, b, activation)
     return y if residual is None else y + residual
 
@@ -113,9 +117,9 @@ def computed_in(x: Tensor) -> torch.dtype:
 def _by_onednn(x: Tensor, dtype: torch.dtype) -> bool:
     return (
         not torch.compiler.is_compiling()  # first: what follows cannot all be compiled
+        and _ONEDNN
         and x.device.type == "cpu"
         and dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
         and x.numel() > 0
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
@@ -159,7 +163,7 @@ def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
     """activation(x W^T + bias) by oneDNN, which takes weights of any strides."""
     name, algorithm = ("none", "") if activation is None else (activation, "none")
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
+    return _LINEAR(x, weight, bias, name, [], algorithm)
 
 
 def _add_weight_gradient(total: Tensor, grad: Tensor, x: Tensor) -> None:

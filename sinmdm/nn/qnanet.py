@@ -32,16 +32,16 @@ class ShiftAndScale(nn.Module):
         super().__init__()
         self.cond_map = nn.Sequential(nn.SiLU(), Linear(embedding, 2 * channels))
 
-    def conditions(self, embedded: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """(N, 2 channels) of SiLU(timestep embedding): gain and offset of `norm` scaled and shifted by it."""
+    def conditions(self, embedded: Tensor, norm: nn.LayerNorm) -> list[Tensor]:
+        """Gain and offset, (N, channels), of `norm` scaled and shifted by SiLU(timestep embedding)."""
         shift, scale = self.cond_map[1](embedded).chunk(2, -1)
-        return torch.cat([norm.weight * (1 + scale), torch.addcmul(shift, norm.bias, 1 + scale)], -1)
+        return [norm.weight * (1 + scale), torch.addcmul(shift, norm.bias, 1 + scale)]
 
 
-def modulated(norm: nn.LayerNorm, x: Tensor, condition: Tensor) -> Tensor:
-    """x (B, frames, channels) normed, with the gain and offset of condition (B or 1, 2 channels)."""
-    condition = condition.to(torch.promote_types(x.dtype, torch.float32))
-    gain, offset = condition.chunk(2, -1)
+def modulated(norm: nn.LayerNorm, x: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    """x (B, frames, channels) normed, with a gain and offset (B or 1, channels)."""
+    if gain.dtype != x.dtype and gain.dtype != torch.float32:
+        gain, offset = gain.float(), offset.float()
     return norm_affine(x, gain, offset, eps=norm.eps)
 
 
@@ -81,30 +81,34 @@ class QnABlock(nn.Module):
         self.shiftscale2 = ShiftAndScale(embedding, channels)
         self.mlp_layer = Mlp(channels)
         self.skip_gate = nn.Sequential(nn.SiLU(), Linear(embedding, 2 * channels))
-        # Numbers that a motion's condition has for the attention, its keys, and the MLP.
-        self.widths = [2 * inputs, inputs * heads if timed else 0, 2 * channels]
+        # Numbers of a motion's condition: gain and offset of the first norm, keys, gain and offset of the second norm.
+        self.widths = [inputs, inputs, inputs * heads if timed else 0, channels, channels]
 
     def conditions(self, embedded: Tensor) -> list[Tensor]:
         """What the block is told, sum(widths) numbers in all, of SiLU(timestep embedding) (N, embedding)."""
-        keys = [self.qna_layer.keys(embedded).flatten(1)] if self.widths[1] else []
-        told = self.shiftscale1.conditions(embedded, self.norm1), self.shiftscale2.conditions(embedded, self.norm2)
-        return [told[0], *keys, told[1]]
+        keys = [self.qna_layer.keys(embedded).flatten(1)] if self.widths[2] else []
+        return [
+            *self.shiftscale1.conditions(embedded, self.norm1), *keys,
+            *self.shiftscale2.conditions(embedded, self.norm2),
+        ]  # fmt: skip
 
-    def forward(self, x: Tensor, condition: Tensor, positions: Tensor | None, lengths: Tensor | None) -> Tensor:
-        """x (B, frames, inputs), condition (B or 1, sum(widths)), to (B, frames, channels)."""
-        for_attention, keys, for_mlp = condition.split(self.widths, -1)
+    def forward(
+        self, x: Tensor, condition: Sequence[Tensor], positions: Tensor | None, lengths: Tensor | None
+    ) -> Tensor:
+        """x (B, frames, inputs), condition each (B or 1, a width), to (B, frames, channels)."""
+        gain1, offset1, keys, gain2, offset2 = condition
 
         def attention(
-            x: Tensor, shift_scale: Tensor, keys: Tensor, lengths: Tensor | None, residual: Tensor | None
+            x: Tensor, gain: Tensor, offset: Tensor, keys: Tensor, lengths: Tensor | None, residual: Tensor | None
         ) -> Tensor:
-            folded = keys.unflatten(1, (-1, self.qna_layer.heads)) if self.widths[1] else None
-            return self.qna_layer.attend(modulated(self.norm1, x, shift_scale), folded, positions, lengths, residual)
+            folded = keys.unflatten(1, (-1, self.qna_layer.heads)) if self.widths[2] else None
+            return self.qna_layer.attend(modulated(self.norm1, x, gain, offset), folded, positions, lengths, residual)
 
-        def mlp(x: Tensor, shift_scale: Tensor, residual: Tensor | None) -> Tensor:
-            return self.mlp_layer(modulated(self.norm2, x, shift_scale), residual)
+        def mlp(x: Tensor, gain: Tensor, offset: Tensor, residual: Tensor | None) -> Tensor:
+            return self.mlp_layer(modulated(self.norm2, x, gain, offset), residual)
 
-        x = self._added(self.skip_process(x), attention, x, for_attention, keys, lengths)
-        return self._added(x, mlp, x, for_mlp)
+        x = self._added(self.skip_process(x), attention, x, gain1, offset1, keys, lengths)
+        return self._added(x, mlp, x, gain2, offset2)
 
     def _added(self, onto: Tensor, branch: Callable[..., Tensor], x: Tensor, *others: Tensor | None) -> Tensor:
         """onto + branch(x, *others), under stochastic depth in training.
@@ -252,7 +256,7 @@ class QnANet(Denoiser):
     def _conditions(self, embedded: Tensor) -> Iterable[Tensor]:
         for block in self._blocks():
             yield from block.conditions(embedded)
-        yield self.output_shift_and_scale.conditions(embedded, self.output_norm)
+        yield from self.output_shift_and_scale.conditions(embedded, self.output_norm)
 
     def _denoise(self, x: Tensor, conditions: Tensor, lengths: Tensor | None) -> Tensor:
         frames = x.shape[1]
@@ -263,13 +267,16 @@ class QnANet(Denoiser):
             )
         if lengths is not None and self.num_downsample:
             raise ValueError(f"lengths must be None with num_downsample = {self.num_downsample}")
-        widths = [sum(block.widths) for block in self._blocks()]
-        *told, last = conditions.split([*widths, 2 * self.output_norm.weight.numel()], -1)
-        x = self._level(0, self.input_proj(x), told, self._positions(frames, lengths), lengths)
-        return self.output_proj(modulated(self.output_norm, x, last))
+        width = self.output_norm.weight.numel()
+        *told, gain, offset = conditions.split(
+            [*(w for block in self._blocks() for w in block.widths), width, width], -1
+        )
+        by_block = [told[i : i + 5] for i in range(0, len(told), 5)]
+        x = self._level(0, self.input_proj(x), by_block, self._positions(frames, lengths), lengths)
+        return self.output_proj(modulated(self.output_norm, x, gain, offset))
 
     def _level(
-        self, level: int, x: Tensor, told: Sequence[Tensor], positions: Tensor | None, lengths: Tensor | None
+        self, level: int, x: Tensor, told: Sequence[Sequence[Tensor]], positions: Tensor | None, lengths: Tensor | None
     ) -> Tensor:
         """Half of the level's blocks, the level below, and the other half on both; told: conditions of all blocks."""
         blocks = self._at(level)

@@ -43,9 +43,13 @@ SINMDM_KERNEL void finish_row(const Problem& p, const C* row, int64_t count, cha
 
 template <typename C>
 SINMDM_KERNEL C total_of(V<C> x) {
-  C total = 0;
-  for (int64_t l = 0; l < kLanes<C>; ++l) total += x[l];
-  return total;
+  using Int = typename Simd<C>::Int;
+  I<C> lane;
+#pragma GCC unroll 16
+  for (Int i = 0; i < kLanes<C>; ++i) lane[i] = i;
+#pragma GCC unroll 4
+  for (Int step = kLanes<C> / 2; step > 0; step /= 2) x += __builtin_shuffle(x, lane ^ step);
+  return x[0];
 }
 
 // 1 / (1 + e^-z), by the power of a number that is not positive.
@@ -87,10 +91,11 @@ struct Buffers {
   }
   void load_affine(const Problem& p, int64_t b, int64_t channel) {
     const int64_t width = p.width();
+    const C* from = static_cast<const C*>(p.gain) + b * p.gain_row + channel;
+    const C* from_offset = static_cast<const C*>(p.offset) + b * p.offset_row + channel;
     for (int64_t c = 0; c < whole_registers<C>(width); ++c) {
-      const int64_t at = b * p.channels + channel + c;
-      gain[c] = c < width ? static_cast<const C*>(p.gain)[at] : C(0);
-      offset[c] = c < width ? static_cast<const C*>(p.offset)[at] : C(0);
+      gain[c] = c < width ? from[c] : C(0);
+      offset[c] = c < width ? from_offset[c] : C(0);
     }
   }
 };

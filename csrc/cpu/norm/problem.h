@@ -10,7 +10,8 @@ constexpr int64_t kLeastTasks = 16;  // so many threads get something to do, whe
 constexpr int64_t kLeastRun = 64;    // channels of a task's rows, at least: a run of memory
 constexpr int64_t kLayerTile = 64;   // frames of a task where each frame has statistics of its own
 
-// x (batch, frames, channels) contiguous, gain and offset (batch, channels) contiguous in the dtype of the computation.
+// x (batch, frames, channels) contiguous; gain and offset (batch, channels) in the dtype of the computation, their rows
+// so many numbers apart.
 struct Problem {
   int64_t batch, frames, channels;
   int64_t groups;  // of channels, with statistics over all frames; 0: each frame has its own, over all channels
@@ -19,6 +20,7 @@ struct Problem {
   Element element;
   const char* x;
   const void *gain, *offset;
+  int64_t gain_row, offset_row;
 
   const char* at(const char* data, int64_t b, int64_t t) const {
     return data + (b * frames + t) * channels * bytes_of(element);
