@@ -28,7 +28,7 @@ def network_of(preset: str, features: int) -> WindowTransformer:
     """A preset's network, the same every time. What starts at zero is drawn too: else most gradients would be 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = WindowTransformer(features, **PRESETS[preset].network())
+        network = PRESETS[preset].build(features)
         with torch.no_grad():
             for parameter in network.parameters():
                 if not parameter.any():
@@ -123,15 +123,16 @@ def training_case(preset: str) -> Case:
     weights, gradients, both moments and the averages read and written once.
     """
     settings = PRESETS[preset]
-    frames, width, batch = settings.crop, settings.d_model, settings.batch_size
+    arguments = settings.arguments()
+    frames, width, batch = settings.crop, arguments["d_model"], settings.batch_size
     with torch.device("meta"):
-        network = WindowTransformer(FEATURES, **settings.network())
+        network = settings.build(FEATURES)
     weights = sum(parameter.numel() for parameter in network.parameters())
     # Those that see the timestep alone multiply once a sequence.
     of_time = sum(
         p.numel() for name, p in network.named_parameters() if "modulation" in name or name.startswith("time")
     )
-    w = min(settings.window, frames - 1)
+    w = min(arguments["window"], frames - 1)
     pairs = frames * (2 * w + 1) - w * (w + 1)
     rows = batch * (frames * (weights - of_time) + of_time)
     op = Op(
@@ -142,19 +143,19 @@ def training_case(preset: str) -> Case:
         backends_of="window_attention",
     )
     return Case(
-        f"training_step-{preset}-B{batch}-T{frames}-w{settings.window}-f32",
+        f"training_step-{preset}-B{batch}-T{frames}-w{arguments['window']}-f32",
         op,
         {
             "B": batch,
             "T": frames,
             "C": FEATURES,
-            "H": settings.heads,
-            "D": width // settings.heads,
-            "w": settings.window,
-            "layers": settings.layers,
+            "H": arguments["heads"],
+            "D": width // arguments["heads"],
+            "w": arguments["window"],
+            "layers": arguments["layers"],
         },
         "float32",
         (Variant("SDPA, dense mask", _step(preset)),),
         bytes_moved=4 * 10 * weights,
-        operations=6 * rows + 14 * settings.layers * width * batch * pairs,
+        operations=6 * rows + 14 * arguments["layers"] * width * batch * pairs,
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sinmdm.kernels import Schedule
 from sinmdm.kernels.philox.reference import philox4x32, uniform
+from sinmdm.kernels.qna_attention import reference as qna_reference
 from sinmdm.kernels.schedule import STEP_COLUMNS
 from sinmdm.kernels.window_attention import reference as window_reference
 
@@ -288,6 +289,14 @@ def _channels_last(case: Case, name: str, tensor: Tensor) -> Tensor:
     return tensor if name == "d_scores" else tensor.unflatten(2, (case.shape["H"], case.shape["D"]))
 
 
+def _qna_compiled_reference(case: Case, inputs: Inputs) -> Function:
+    def run(inputs: Inputs) -> Tensor:
+        scores, values, rel_bias = (inputs[name] for name in ("scores", "values", "rel_bias"))
+        return qna_reference.qna_attention(scores, values, rel_bias, None, *_window(case), 1, "clip")
+
+    return torch.compile(run, dynamic=False)
+
+
 QNA_ATTENTION = (
     Variant("convolutions, published", _convolutions, into=_channels_first, back=_channels_last),
     Variant(
@@ -297,6 +306,7 @@ QNA_ATTENTION = (
         back=_channels_last,
         slow_start=True,
     ),
+    Variant("reference, compiled", _qna_compiled_reference, declines=_compiled_reference_declines, slow_start=True),
 )
 
 

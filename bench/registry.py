@@ -139,7 +139,15 @@ QNA_ATTENTION = Op(
 
 
 def qna_case(
-    B: int, T: int, *, w: int = 1, H: int = 4, D: int = 32, backward: bool = False, quick: bool = False
+    B: int,
+    T: int,
+    *,
+    w: int = 1,
+    H: int = 4,
+    D: int = 32,
+    dtype: str = "float32",
+    backward: bool = False,
+    quick: bool = False,
 ) -> Case:
     """A case of qna_attention with the head sizes of the published network (width 128, heads of 32, kernel 3).
 
@@ -147,12 +155,13 @@ def qna_case(
     Backward: scores, values and grad_out read, dscores and dvalues written; two multiply-adds.
     """
     passes = "fwdbwd" if backward else "fwd"
-    values, scores = 4 * B * T * H * D, 4 * B * T * H
+    scores = B * T * H * (2 if dtype == "bfloat16" else 4)
+    values = D * scores
     return Case(
-        f"qna_attention-{passes}-B{B}-T{T}-w{w}-f32",
+        f"qna_attention-{passes}-B{B}-T{T}-w{w}-{SHORT[dtype]}",
         QNA_ATTENTION,
         {"B": B, "T": T, "H": H, "D": D, "w": w},
-        "float32",
+        dtype,
         peers.QNA_ATTENTION,
         bytes_moved=2 * values + scores + backward * (3 * values + 2 * scores),
         operations=(6 if backward else 2) * D * B * H * _visible_pairs(T, w),
@@ -322,12 +331,13 @@ def state_case(op: str, B: int, T: int, *, C: int = 174, quick: bool = False) ->
 def attention_of(preset: str) -> Case:
     """The attention of one layer in a preset's training step, forward and backward; report.py takes its share of it."""
     settings = PRESETS[preset]
+    network = settings.arguments()
     return attention_case(
         settings.crop,
-        settings.window,
+        network["window"],
         B=settings.batch_size,
-        H=settings.heads,
-        D=settings.d_model // settings.heads,
+        H=network["heads"],
+        D=network["d_model"] // network["heads"],
         backward=True,
         others=SHORT_LIST,
     )
@@ -357,9 +367,14 @@ CASES: tuple[Case, ...] = (
         for backward in (False, True)
         for B, T, w in ((8, 1024, 16), (8, 4096, 16), (4, 16384, 16), (4, 16384, 128))
     ),
-    qna_case(10, 200, quick=True),  # ten samples of 200 frames in the sampler
-    qna_case(64, 648),  # a published training batch
-    qna_case(64, 648, backward=True),
+    # Ten samples of 200 frames, and a published training batch; windows of 3 keys, the published default, and of 15.
+    *(
+        qna_case(B, T, w=w, dtype=dtype, backward=backward, quick=(B, w, dtype, backward) == (10, 1, "float32", False))
+        for B, T in ((10, 200), (64, 648))
+        for w in (1, 7)
+        for dtype in ("float32", "bfloat16")
+        for backward in (False, True)
+    ),
     *(state_case(op, 64, 1024) for op in _STATE_OPS if op != "philox_normal"),
     state_case("denoise_step", 1, 200, quick=True),  # one sample: a matter of microseconds
     state_case("philox_normal", 64, 1024),

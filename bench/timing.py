@@ -267,7 +267,8 @@ def interleave(calls: dict[str, Call], device: str, budget: float) -> dict[str, 
     return samples
 
 
-def _resident(field_name: str) -> int:
+def resident_bytes(field_name: str) -> int:
+    """Of this process, on Linux: "VmRSS", those it has, or "VmHWM", the most that it had. OSError elsewhere."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field_name):
             return int(line.split()[1]) * 1024
@@ -291,9 +292,9 @@ def extra_bytes(call: Call, device: str) -> int | None:
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        before = _resident("VmRSS")
+        before = resident_bytes("VmRSS")
         call()
-        return max(0, _resident("VmHWM") - before)
+        return max(0, resident_bytes("VmHWM") - before)
     except (OSError, AttributeError):  # not Linux, not glibc, or not permitted
         return None
 

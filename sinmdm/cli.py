@@ -1,4 +1,4 @@
-"""The command line: `sinmdm demo | train | sample | evaluate | info`."""
+"""The command line: `sinmdm demo | train | sample | evaluate | import | export | info`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def _steps(text: str) -> int | list[int]:
 def _parser() -> argparse.ArgumentParser:
     from . import __version__
     from .diffusion import SAMPLERS, SPACINGS
-    from .presets import PRESETS
+    from .motion import KINDS, REPRESENTATIONS
+    from .presets import PRESETS, RECIPES
     from .training import PRECISIONS
 
     parser = argparse.ArgumentParser(
@@ -74,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder to leave the run in")
     train.add_argument("--preset", choices=sorted(PRESETS), help="default small")
+    train.add_argument("--recipe", choices=RECIPES, help="how it is trained: ours (default), or as published")
+    train.add_argument("--layout", choices=KINDS, help="features of a clip: sinmdm (default), or the published code's")
+    train.add_argument(
+        "--repr", choices=sorted(REPRESENTATIONS), help="rotations of mixamo and bvh_general (default 6d)"
+    )
     length = train.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_count, help="default: the preset's")
     length.add_argument("--minutes", type=_positive, help="train for so long instead of so many steps")
@@ -110,6 +116,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--device", help="default: cuda where torch sees it, else cpu")
     common(evaluate)
 
+    importing = command("import", _import, "make a run of a checkpoint of the published code")
+    importing.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="modelNNNNNNNNN.pt")
+    importing.add_argument("--out", type=Path, required=True, metavar="RUN", help="new folder of the run")
+    importing.add_argument("--motion", type=Path, help="the clip it was trained on (default: as args.json says)")
+    importing.add_argument("--args", type=Path, metavar="FILE", help="its args.json (default: beside the checkpoint)")
+
+    exporting = command("export", _export, "write a run as a checkpoint of the published code")
+    exporting.add_argument("run_folder", type=Path, metavar="RUN")
+    exporting.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for it and its args.json")
+
     info = command("info", _info, "say what this machine has: versions, backends, and why others are missing")
     info.add_argument("--json", action="store_true")
 
@@ -137,6 +153,9 @@ def _train(arguments: argparse.Namespace) -> None:
         arguments.motion,
         arguments.out,
         preset=arguments.preset,
+        recipe=arguments.recipe,
+        layout=arguments.layout,
+        representation=arguments.repr,
         steps=arguments.steps,
         minutes=arguments.minutes,
         seed=arguments.seed,
@@ -192,6 +211,20 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.json:
         with replacing(arguments.json) as temporary:
             temporary.write_text(json.dumps(to_json(rows, clip), indent=2) + "\n")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from .published import import_checkpoint
+
+    import_checkpoint(arguments.checkpoint, arguments.out, motion=arguments.motion, arguments=arguments.args)
+    print(f"the run is in {arguments.out}; make motions: sinmdm sample {arguments.out} --frames 300 --out motions")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from .published import export_checkpoint
+    from .run import load
+
+    print(f"the checkpoint is {export_checkpoint(load(arguments.run_folder), arguments.out)}")
 
 
 def _info(arguments: argparse.Namespace) -> None:

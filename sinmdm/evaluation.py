@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .metrics import coverage, energy, global_diversity, nearest_window_distance
 from .motion import Clip, Motion
-from .nn import WindowTransformer
+from .motion.rigs import MIXAMO_JOINTS
 from .run import Run
 
 __all__ = [
@@ -34,16 +34,6 @@ __all__ = [
     "select_joints",
     "to_json",
 ]
-
-# Raab et al. 2024, the joints the published mixamo loader keeps, in its order.
-MIXAMO_JOINTS = (
-    "Hips",
-    *("LeftUpLeg", "LeftLeg", "LeftFoot", "LeftToeBase", "LeftToe_End"),
-    *("RightUpLeg", "RightLeg", "RightFoot", "RightToeBase", "RightToe_End"),
-    *("Spine", "Spine1", "Spine2", "Neck", "Head"),
-    *("LeftShoulder", "LeftArm", "LeftForeArm", "LeftHand"),
-    *("RightShoulder", "RightArm", "RightForeArm", "RightHand"),
-)
 
 MAX_FPS = 30
 WINDOW = 30
@@ -219,7 +209,7 @@ def untrained(run: Run) -> Run:
     """The same run before its first step, with weights of a fixed seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = WindowTransformer(run.layout.size, **run.preset.network())
+        network = run.preset.build(run.layout.size)
     return replace(run, network=network.eval())
 
 

@@ -21,14 +21,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .diffusion import GraphCache, Schedule, plan_steps, sample, stream
-from .diffusion.sampling import usable_device
+from .diffusion.sampling import check_counts, usable_device
 from .kernels.philox import check_seed
 from .motion import Layout, Motion, Normalizer, layout_from_dict, read_motion, writing_motion
 from .motion.atomic import replacing
-from .nn import WindowTransformer
 from .presets import Preset
 
 FORMAT = 1
@@ -138,7 +137,7 @@ class Run:
     layout: Layout
     motion: Motion
     normalizer: Normalizer
-    network: WindowTransformer
+    network: nn.Module
     graphs: GraphCache = field(default_factory=GraphCache, repr=False)
 
     @property
@@ -222,12 +221,18 @@ class Run:
         Raises:
             ValueError: an argument that is not as above, at the call and not only at the first motion.
         """
-        _check_counts(frames=frames, n=n)
+        check_counts(frames=frames, n=n)
         if batch_size is None:
             batch_size = max(1, min(DEFAULT_BATCH, DEFAULT_FRAMES // frames))
-        _check_counts(batch_size=batch_size)
+        check_counts(batch_size=batch_size)
         where = device_named(device)
-        options: dict[str, Any] = {"sampler": sampler, "steps": steps, "spacing": spacing, "eta": eta}
+        options: dict[str, Any] = {
+            "sampler": sampler,
+            "steps": steps,
+            "spacing": spacing,
+            "eta": eta,
+            "variance": self.preset.variance,
+        }
         each = len(plan_steps(self.schedule, **options))
         check_seed(seed)
         begins = range(0, n, batch_size)
@@ -288,7 +293,8 @@ class Run:
         where = device_named(device)
         pieces = stream(
             self.network.to(where).eval(), self.layout.size, self.schedule, seed=seed, chunk=chunk, sampler=sampler,
-            steps=steps, spacing=spacing, eta=eta, device=where, first_sample=first_sample,
+            steps=steps, spacing=spacing, eta=eta, variance=self.preset.variance, device=where,
+            first_sample=first_sample,
         )  # fmt: skip
         decode = self.layout.decoder()
         return (decode(self.normalizer.invert(x[0].mT.cpu())) for x in pieces)
@@ -300,12 +306,6 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
         words in str(error)
         for words in ("not enough memory", "can't allocate memory", "Storage size calculation overflow")
     )
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an int >= 1, got {value!r}")
 
 
 def load(run: str | os.PathLike[str]) -> Run:
@@ -321,7 +321,7 @@ def load(run: str | os.PathLike[str]) -> Run:
     try:
         preset, layout = Preset.from_dict(config["preset"]), layout_from_dict(config["layout"])
         with torch.random.fork_rng(devices=[]):  # the initial weights are all replaced
-            network = WindowTransformer(layout.size, **preset.network())
+            network = preset.build(layout.size)
     except ValueError as error:
         raise RunError(f"{folder / CONFIG}: {error}") from error
     check_stamp(path, metadata, layout)

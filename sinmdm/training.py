@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import __version__
+from .batches import Batches, Crops, WholeClip
 from .kernels import Schedule, q_sample
-from .motion import Clip, Layout, Motion, Normalizer, layout_for, read_motion, write_motion
-from .nn import WindowTransformer
+from .motion import Clip, Layout, Motion, Normalizer, layout_for, read_motion, thinned_for, write_motion
 from .presets import Preset, preset_named
 from .run import (
     CHECKPOINT,
@@ -47,33 +47,6 @@ SAVE_SECONDS = 60.0
 LOG_STEPS = 20
 
 
-class Crops:
-    """Random crops of one motion, each resized in time, as normalised batches (B, frames, features).
-
-    Batch `step` of a seed is always the same, so that a resumed run sees what an uninterrupted one would.
-    """
-
-    def __init__(self, features: Tensor, layout: Layout, normalizer: Normalizer, preset: Preset, seed: int) -> None:
-        self.features, self.layout, self.normalizer, self.preset, self.seed = features, layout, normalizer, preset, seed
-        self.frames = min(preset.crop, len(features))
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Clean crops and their timesteps (B,)."""
-        preset, random = self.preset, np.random.default_rng([self.seed, step])
-        stretch = random.uniform(*preset.resize, preset.batch_size)
-        # A stretched clip has stretch * F frames; where that is less than a crop, the clip's last pose is held.
-        span = (self.frames - 1) / stretch
-        begin = random.uniform(0, 1, preset.batch_size) * np.maximum(len(self.features) - 1 - span, 0)
-        if preset.resize == (1.0, 1.0):
-            begin = np.rint(begin)
-        positions = torch.from_numpy(begin[:, None] + np.arange(self.frames) / stretch[:, None])
-        crops = self.layout.resample(self.features, positions, torch.from_numpy(1 / stretch))
-        # One timestep from each of B equal parts of the schedule: unbiased, with less variance than B free draws.
-        strata = (np.arange(preset.batch_size) + random.uniform(0, 1, preset.batch_size)) / preset.batch_size
-        timesteps = torch.from_numpy((strata * preset.timesteps).astype(np.int64))
-        return self.normalizer.apply(crops), timesteps
-
-
 def fastest_precision(device: torch.device) -> str:
     """Which: bfloat16 where a matrix product under autocast takes at most 0.8 of its time in float32, else float32."""
     x, weight = torch.ones(2048, 256, device=device), torch.ones(256, 256, device=device)
@@ -97,8 +70,8 @@ def fastest_precision(device: torch.device) -> str:
 class Trainer:
     """The state of a training and its step. `limit` is a number of steps, or of seconds where `by_time`."""
 
-    network: WindowTransformer
-    crops: Crops
+    network: nn.Module
+    batches: Batches
     schedule: Schedule
     preset: Preset
     precision: str
@@ -126,10 +99,10 @@ class Trainer:
 
     def loss(self) -> Tensor:
         """Mean squared error of the predicted x_0 on this step's batch."""
-        x0, timesteps = (x.to(self.device) for x in self.crops.batch(self.step))
-        x_t = q_sample(x0, timesteps, self.schedule, seed=self.crops.seed, step=self.step)
+        x0, timesteps = (x.to(self.device) for x in self.batches.batch(self.step))
+        x_t = q_sample(x0, timesteps, self.schedule, seed=self.batches.seed, step=self.step)
         # Dropout draws from torch's generator, which so depends on the step alone.
-        torch.manual_seed(int(np.random.SeedSequence([self.crops.seed, self.step]).generate_state(1)[0]))
+        torch.manual_seed(int(np.random.SeedSequence([self.batches.seed, self.step]).generate_state(1)[0]))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             predicted = self.network(x_t.mT, timesteps).mT
         return F.mse_loss(predicted.float(), x0)
@@ -160,7 +133,7 @@ class Trainer:
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
         """Continue from a checkpoint. Raises RunError where it does not fit."""
 
-        check_stamp(path, metadata, self.crops.layout)
+        check_stamp(path, metadata, self.batches.layout)
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -185,14 +158,16 @@ def _check_free(out: Path) -> None:
         raise FileExistsError(f"{out}: exists and is not empty; choose another folder, or resume the run in it")
 
 
-def _motion_of(clip: Motion | str | os.PathLike[str], fps: float | None) -> tuple[Motion, Layout, str]:
+def _motion_of(
+    clip: Motion | str | os.PathLike[str], fps: float | None, kind: str | None, representation: str | None
+) -> tuple[Motion, Layout, str]:
     """The motion at the rate to train at, its layout, and where it came from. Raises where it cannot be learnt from."""
     source = type(clip).__name__
     if isinstance(clip, (str, os.PathLike)):
         source = str(clip)
         clip = read_motion(clip)
     if isinstance(clip, Clip):
-        motion: Motion = clip if fps is None else clip.thin(fps)
+        motion: Motion = thinned_for(clip, kind, fps)
     elif isinstance(clip, Tensor) and clip.is_floating_point():
         motion = clip.detach().to("cpu", torch.float32)
         if not bool(motion.isfinite().all()):
@@ -202,7 +177,7 @@ def _motion_of(clip: Motion | str | os.PathLike[str], fps: float | None) -> tupl
             f"clip must be a file, a Clip or a tensor of floats (frames, features), got {type(clip).__name__}"
         )
     try:
-        return motion, layout_for(motion), source
+        return motion, layout_for(motion, kind, representation), source
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 
@@ -233,6 +208,9 @@ def train(
     out: str | os.PathLike[str],
     *,
     preset: str | Preset | None = None,
+    recipe: str | None = None,
+    layout: str | None = None,
+    representation: str | None = None,
     steps: int | None = None,
     minutes: float | None = None,
     seed: int | None = None,
@@ -252,11 +230,15 @@ def train(
         clip: a file (.bvh, .npy, .pt), a Clip, or an array (frames, features).
         out: folder of the run; must not exist or be empty, unless `resume`.
         preset: a name in PRESETS, or a Preset; default "small".
+        recipe: "ours" (default), the preset's own training, or "published": see `Preset.with_recipe`.
+        layout: features of a clip: "sinmdm" (default), or of the published code "mixamo" or "bvh_general".
+        representation: of the rotations of these two: "6d" (default) or "quat".
         steps, minutes: how long; at most one of them, default the preset's steps.
         seed: 0 .. 2^63 - 1, default 0.
-        resume: continue the run in `out`. It keeps its settings: leave out preset, steps, minutes, seed and precision;
-            the motion (and fps) must be the same.
-        fps: thin clips to at most this rate (120 and 60 become 30); None keeps the file's own.
+        resume: continue the run in `out`. It keeps its settings: leave out preset, recipe, layout, representation,
+            steps, minutes, seed and precision; the motion (and fps) must be the same.
+        fps: thin clips to at most this rate (120 and 60 become 30); None keeps the file's own. The published layouts
+            have a rule of their own instead.
         precision: "float32" (default), "bfloat16" (autocast), or "auto": what multiplies faster on this machine, by a
             short measurement at the start that the run remembers.
         device: default CUDA where torch sees it, else the CPU.
@@ -281,19 +263,25 @@ def train(
         raise ValueError(f"seed must be an int from 0 to 2**63 - 1, got {seed!r}")
     if precision is not None and precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    given = {"preset": preset, "steps": steps, "minutes": minutes, "seed": seed, "precision": precision}
+    given = {
+        "preset": preset, "recipe": recipe, "layout": layout, "representation": representation, "steps": steps,
+        "minutes": minutes, "seed": seed, "precision": precision,
+    }  # fmt: skip
     set_again = [name for name, value in given.items() if value is not None]
     if resume and set_again:
         raise ValueError(f"a resumed run keeps its settings: leave out {', '.join(set_again)}")
     folder, where = Path(out), device_named(device)
     writer = _event_writer() if tensorboard else None
-    motion, layout, source = _motion_of(clip, fps)
     if resume:
         config = read_config(folder)
-        if not _same_motion(folder, config, motion, layout):
+        own = config["layout"] if isinstance(config["layout"], dict) else {}
+        motion, features_as, source = _motion_of(clip, fps, own.get("kind"), own.get("representation"))
+        if not _same_motion(folder, config, motion, features_as):
             raise RunError(f"{folder}: was trained on another motion or skeleton ({config['motion']['source']})")
     else:
         settings = preset if isinstance(preset, Preset) else preset_named(preset or "small")
+        settings = settings.with_recipe(recipe or "ours")
+        motion, features_as, source = _motion_of(clip, fps, layout, representation)
         _check_free(folder)
         config = {
             "format": FORMAT,
@@ -304,16 +292,17 @@ def train(
             "minutes": minutes,
             "precision": fastest_precision(where) if precision == "auto" else precision or "float32",
             "motion": {"file": "clip.bvh" if isinstance(motion, Clip) else "clip.npy", "source": Path(source).name},
-            "layout": layout.to_dict(),
+            "layout": features_as.to_dict(),
         }
     settings = Preset.from_dict(config["preset"])
-    features = layout.encode(motion)
-    normalizer = Normalizer.fit(features, layout)
+    features, size = features_as.encode(motion), features_as.size
+    normalizer = Normalizer.fit(features, features_as) if settings.normalise else Normalizer.identity(size)
+    batches = (Crops if settings.crop else WholeClip)(features, features_as, normalizer, settings, config["seed"])
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(config["seed"])
         trainer = Trainer(
-            network=WindowTransformer(layout.size, **settings.network()).to(where),
-            crops=Crops(features, layout, normalizer, settings, config["seed"]),
+            network=settings.build(size).to(where),
+            batches=batches,
             schedule=settings.noise_schedule(),
             preset=settings,
             precision=config["precision"],
@@ -412,11 +401,11 @@ class _Interrupt:
 
 
 def _save(trainer: Trainer, folder: Path) -> None:
-    stamp = {"layout": layout_stamp(trainer.crops.layout)}
+    stamp = {"layout": layout_stamp(trainer.batches.layout)}
     progress = {"step": str(trainer.step), "seconds": str(trainer.seconds)}
     write_tensors(folder / CHECKPOINT, trainer.checkpoint(), stamp | progress)
     weights = (trainer.averaged if trainer.preset.ema else trainer.network).state_dict()
-    normalizer = trainer.crops.normalizer
+    normalizer = trainer.batches.normalizer
     statistics = {"normalizer.mean": normalizer.mean, "normalizer.std": normalizer.std}
     write_tensors(folder / MODEL, statistics | weights, stamp)
 

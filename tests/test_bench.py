@@ -34,6 +34,7 @@ def small_cases() -> list[Case]:
         ),
         registry.attention_case(40, 5, B=2, dtype="bfloat16", backward=True),
         *(registry.qna_case(2, 21, w=w, backward=b) for w in (1, 3) for b in (False, True)),
+        registry.qna_case(2, 21, dtype="bfloat16", backward=True),
         *(registry.state_case(op, 3, 31, C=7) for op in ("q_sample", "denoise_step", "philox_normal")),
     ]
 
@@ -302,7 +303,11 @@ def test_provenance_is_json_and_names_no_path(monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> str:
     tiny = dataclasses.replace(
-        PRESETS["paper"], d_model=16, heads=2, layers=2, window=3, batch_size=3, crop=21, timesteps=10
+        PRESETS["paper"],
+        network={"d_model": 16, "heads": 2, "layers": 2, "window": 3},
+        batch_size=3,
+        crop=21,
+        timesteps=10,
     )
     monkeypatch.setitem(job.PRESETS, "tiny", tiny)
     return "tiny"

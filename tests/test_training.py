@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sinmdm
+from sinmdm.batches import Crops
 from sinmdm.kernels import BackendError
 from sinmdm.motion import Clip, Normalizer, Skeleton, layout_for, walker
 from sinmdm.presets import PRESETS, Preset
 from sinmdm.run import CHECKPOINT, MODEL, RunError, read_tensors
-from sinmdm.training import Crops, train
+from sinmdm.training import train
 
+NETWORK = {"d_model": 16, "heads": 2, "layers": 2, "window": 3, "mlp_ratio": 2, "dropout": 0.1}
 TINY = Preset(
-    d_model=16, heads=2, layers=2, window=3, mlp_ratio=2, dropout=0.1, timesteps=10, batch_size=4, crop=16,
-    resize=(0.75, 1.25), learning_rate=1e-3, warmup=3, ema=0.9, steps=8,
+    network=NETWORK, timesteps=10, batch_size=4, crop=16, resize=(0.75, 1.25), learning_rate=1e-3, warmup=3, ema=0.9,
+    steps=8,
 )  # fmt: skip
 
 
@@ -139,7 +142,7 @@ class TestReproducible:
 
 class TestLearning:
     def test_the_loss_falls(self, clip: Clip, tmp_path: Path) -> None:
-        preset = Preset(**{**TINY.to_dict(), "resize": (1.0, 1.0), "dropout": 0.0, "learning_rate": 5e-3})
+        preset = replace(TINY, network={**NETWORK, "dropout": 0.0}, resize=(1.0, 1.0), learning_rate=5e-3)
         train(clip, tmp_path / "run", preset=preset, steps=150, progress=False)
         losses = np.array(_losses(tmp_path / "run"), dtype=float)
         assert losses[-20:].mean() < 0.6 * losses[:20].mean()
@@ -182,7 +185,7 @@ class TestCrops:
     def _crops(self, clip: Clip, **changes: object) -> Crops:
         layout = layout_for(clip)
         features = layout.encode(clip)
-        preset = Preset(**{**TINY.to_dict(), **changes})  # type: ignore[arg-type]
+        preset = replace(TINY, **changes)  # type: ignore[arg-type]
         return Crops(features, layout, Normalizer.fit(features, layout), preset, seed=1)
 
     def test_without_resizing_they_are_runs_of_the_clip(self, clip: Clip) -> None:
@@ -345,8 +348,13 @@ class TestRefusals:
         path.write_text(json.dumps({**config, "preset": {**config["preset"], "nonsense": 1}}))
         with pytest.raises(RunError, match="nonsense"):
             sinmdm.load(run_copy)
-        for change in ({"schedule": "zzz"}, {"d_model": "32"}, {"heads": 3}, {"resize": 1}):
+        for change in ({"schedule": "zzz"}, {"architecture": "gru"}, {"resize": 1}, {"network": 3}):
             path.write_text(json.dumps({**config, "preset": {**config["preset"], **change}}))
+            with pytest.raises(RunError, match=next(iter(change))):
+                sinmdm.load(run_copy)
+        for change in ({"d_model": "32"}, {"heads": 3}, {"depth": 3}):
+            network = {**config["preset"]["network"], **change}
+            path.write_text(json.dumps({**config, "preset": {**config["preset"], "network": network}}))
             with pytest.raises(RunError, match=next(iter(change))):
                 sinmdm.load(run_copy)
         for motion in ({}, "clip.bvh", {"file": "../../secret.npy"}):
@@ -376,8 +384,8 @@ class TestRefusals:
             ({"precision": "float8"}, "precision"),
             ({"device": "foo"}, "device"),
             ({"device": "cuda:77"}, "device"),
-            ({"preset": Preset(**{**TINY.to_dict(), "heads": 3})}, "heads"),
-            ({"preset": Preset(**{**TINY.to_dict(), "schedule": "linear", "timesteps": 5})}, "timesteps"),
+            ({"preset": replace(TINY, network={**NETWORK, "heads": 3})}, "heads"),
+            ({"preset": replace(TINY, schedule="linear", timesteps=5)}, "timesteps"),
             ({"clip": torch.full((9, 2), float("nan"))}, "finite"),
             ({"clip": torch.full((9, 2), 1e300, dtype=torch.float64)}, "finite"),
             ({"clip": torch.zeros(9)}, "shape"),
@@ -417,5 +425,6 @@ def _diverging(self: object) -> torch.Tensor:
 
 def test_presets_say_what_they_are() -> None:
     paper = PRESETS["paper"]
-    assert (paper.d_model, paper.heads, paper.layers, paper.window, paper.dropout) == (512, 8, 6, 16, 0.1)
+    network = paper.arguments()
+    assert [network[name] for name in ("d_model", "heads", "layers", "window", "dropout")] == [512, 8, 6, 16, 0.1]
     assert Preset.from_dict(json.loads(json.dumps(paper.to_dict()))) == paper

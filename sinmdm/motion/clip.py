@@ -15,10 +15,8 @@ from torch import Tensor
 
 from . import bvh
 from .atomic import replacing
+from .rotations import AXES, principal_angles, quaternions_of_angles
 from .skeleton import Skeleton
-
-_AXES = "XYZ"
-_POLE = 1e-7  # radians
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +87,20 @@ class Clip:
     def rotations(self) -> Tensor:
         """Local rotation matrices (frames, J, 3, 3) float64: the product of the rotation channels as printed."""
         out = torch.eye(3, dtype=torch.float64).repeat(len(self), len(self.skeleton), 1, 1)
-        for order, (joints, columns) in _rotation_groups(self.skeleton).items():
+        for order, (joints, columns) in rotation_groups(self.skeleton).items():
             angles = torch.from_numpy(self.values[:, columns])
             out[:, joints] = roma.euler_to_rotmat(order, angles, degrees=True)
+        return out
+
+    def quaternions(self) -> Tensor:
+        """Local rotations as unit quaternions (frames, J, 4) float64, (w, x, y, z), with the signs of the angles.
+
+        The product, as printed, of (cos a/2, sin a/2) of each rotation channel's angle a: where the angles run on, so
+        do the quaternions, and a whole turn changes the sign.
+        """
+        out = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64).repeat(len(self), len(self.skeleton), 1)
+        for order, (joints, columns) in rotation_groups(self.skeleton).items():
+            out[:, joints] = quaternions_of_angles(order, torch.from_numpy(self.values[:, columns]))
         return out
 
     def translations(self) -> Tensor:
@@ -139,7 +148,7 @@ class ClipChunks:
     def __init__(self, skeleton: Skeleton, frame_time: float) -> None:
         self._skeleton = skeleton
         self._frame_time = frame_time
-        self._groups = [(_Angles(order), *group) for order, group in _rotation_groups(skeleton).items()]
+        self._groups = [(_Angles(order), *group) for order, group in rotation_groups(skeleton).items()]
 
     def append(self, rotations: Tensor, translations: Tensor) -> Clip:
         """The clip of the next frames: their rotations (frames, J, 3, 3) and translations (frames, J, 3).
@@ -164,7 +173,7 @@ class ClipChunks:
         return Clip(self._skeleton, values, self._frame_time)
 
 
-def _rotation_groups(skeleton: Skeleton) -> dict[str, tuple[list[int], list[list[int]]]]:
+def rotation_groups(skeleton: Skeleton) -> dict[str, tuple[list[int], list[list[int]]]]:
     """By order of rotation axes ('ZXY', 'Y', ...): the joints with that order, and each one's columns of values."""
     groups: dict[str, tuple[list[int], list[list[int]]]] = defaultdict(lambda: ([], []))
     for joint, (own, place) in enumerate(zip(skeleton.channels, skeleton.channel_slices, strict=True)):
@@ -179,7 +188,7 @@ def _rotation_groups(skeleton: Skeleton) -> dict[str, tuple[list[int], list[list
 def _position_channels(skeleton: Skeleton) -> tuple[list[int], list[int], list[int]]:
     """Joint, axis (0 to 2) and column of values of every position channel."""
     found = [
-        (joint, _AXES.index(name[0]), place.start + index)
+        (joint, AXES.index(name[0]), place.start + index)
         for joint, (own, place) in enumerate(zip(skeleton.channels, skeleton.channel_slices, strict=True))
         for index, name in enumerate(own)
         if name.endswith("position")
@@ -202,7 +211,7 @@ class _Angles:
     def append(self, rotations: Tensor) -> np.ndarray:
         """Degrees (frames, n, len(order)) of the next rotations (frames, n, 3, 3), float64."""
         used = len(self._order)
-        following = _principal(self._order + "".join(axis for axis in _AXES if axis not in self._order), rotations)
+        following = principal_angles(self._order + "".join(axis for axis in AXES if axis not in self._order), rotations)
         if self._latest is None:
             joints = following.shape[1]
             self._latest = following[:1], np.zeros((1, joints), dtype=bool), np.zeros((1, joints, used))
@@ -220,27 +229,6 @@ class _Angles:
         turns = np.cumsum(np.concatenate([latest_turns, jumps]), axis=0)  # whole numbers: their sums are exact
         self._latest = first[-1:], swapped[-1:], turns[-1:]
         return (angles + 360.0 * turns)[1:]
-
-
-def _principal(order: str, rotations: Tensor) -> np.ndarray:
-    """Degrees (frames, n, 3) in [-180, 180] about the three axes of `order`; at a pole the third is 0.
-
-    What roma.rotmat_to_euler computes (Bernardes and Viollet 2022, doi:10.1371/journal.pone.0276302), but in numpy:
-    torch's atan2 and hypot differ in the last bit between the body of a tensor and its tail, and a frame's angles must
-    not depend on how many frames come with it.
-    """
-    k, j, i = map(_AXES.index, order)
-    sign = (i - j) * (j - k) * (k - i) // 2
-    q = roma.rotmat_to_unitquat(rotations).numpy()
-    a, b = q[..., 3] - q[..., j], q[..., i] + sign * q[..., k]
-    c, d = q[..., 3] + q[..., j], sign * q[..., k] - q[..., i]
-    middle = 2 * np.arctan2(np.hypot(c, d), np.hypot(a, b))
-    half_sum, half_difference = np.arctan2(b, a), np.arctan2(d, c)
-    half_difference = np.where(middle <= _POLE, half_sum, half_difference)  # at a pole only one of them is determined
-    half_sum = np.where(middle >= np.pi - _POLE, half_difference, half_sum)
-    third = half_sum - half_difference
-    angles = np.degrees(np.stack([sign * (half_sum + half_difference), middle - np.pi / 2, third], axis=-1))
-    return angles - 360.0 * np.rint(angles / 360.0)
 
 
 def _wrapped(degrees: np.ndarray) -> np.ndarray:

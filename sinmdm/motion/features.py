@@ -17,6 +17,7 @@ from .rotations import from_6d, orthonormal_6d, to_6d
 from .skeleton import Skeleton
 
 Motion: TypeAlias = Clip | Tensor
+Group: TypeAlias = slice | Tensor  # of features: what indexes the last dimension
 
 # In lengths of the longest way from the root to a joint (Skeleton.reach), so that units and sizes do not matter.
 # Held against people, an elephant and a crab: feet come out, hands and knees do not.
@@ -42,14 +43,22 @@ class Layout(ABC):
         """Features in a frame."""
 
     @property
-    def groups(self) -> tuple[slice, ...]:
-        """Runs of features that measure the same kind of thing in the same unit; together all of them."""
+    def groups(self) -> tuple[Group, ...]:
+        """Features that measure the same kind of thing in the same unit; together all of them, each once."""
         return (slice(0, self.size),)
 
     @property
     def rotation_channels(self) -> Tensor:
-        """(J, 6) int64: the features that hold each joint's 6D rotation, joints in order; J is 0 where none do."""
+        """(J, 6) int64: the features that hold each joint's 6D rotation, joints in order; J is 0 where none do.
+
+        Six numbers are two orthonormal vectors, one after the other: columns of the matrix or rows, as the layout says.
+        """
         return torch.empty(0, 6, dtype=torch.int64)
+
+    @classmethod
+    def thin(cls, motion: Motion, fps: float | None = 30.0) -> Motion:
+        """The motion at the rate that this kind of layout is learnt at: as it is, unless the kind says otherwise."""
+        return motion
 
     @abstractmethod
     def encode(self, motion: Motion) -> Tensor:
@@ -79,7 +88,7 @@ class Layout(ABC):
         Returns (B, W, size) in features' dtype, by Catmull-Rom interpolation. At whole positions and rate 1 it gives
         the features themselves.
         """
-        return _interpolate(features, positions)
+        return interpolate(features, positions)
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -95,7 +104,26 @@ class Layout(ABC):
 
 
 @dataclass(frozen=True)
-class SkeletonLayout(Layout):
+class ClipLayout(Layout):
+    """A layout of clips of one skeleton at one rate."""
+
+    skeleton: Skeleton
+    frame_time: float
+
+    def _fitting(self, motion: Motion) -> Clip:
+        """The motion, a clip of two frames or more of this skeleton and rate. Raises: ValueError where it is not."""
+        if not isinstance(motion, Clip):
+            raise ValueError("this layout holds a clip of a skeleton, not an array")
+        require_frames(len(motion))
+        if motion.skeleton != self.skeleton:
+            raise ValueError("the clip has another skeleton than the layout (names, hierarchy, offsets and channels)")
+        if abs(motion.frame_time / self.frame_time - 1) > 0.01:
+            raise ValueError(f"the clip has {motion.fps:g} frames a second, the layout {1 / self.frame_time:g}")
+        return motion
+
+
+@dataclass(frozen=True)
+class SkeletonLayout(ClipLayout):
     """The "sinmdm" layout of a clip of any skeleton of J joints; y is up. Features, in this order:
 
     - 2: the root's x and z velocity, units per frame (v_t = p_t - p_{t-1}, v_0 = v_1; v_0 is not integrated);
@@ -112,8 +140,6 @@ class SkeletonLayout(Layout):
 
     kind: ClassVar[str] = "sinmdm"
 
-    skeleton: Skeleton
-    frame_time: float
     begin: tuple[float, float]
     rest: tuple[tuple[float, float, float], ...]
     translated: tuple[int, ...]
@@ -123,7 +149,7 @@ class SkeletonLayout(Layout):
     @classmethod
     def fit(cls, clip: Clip) -> SkeletonLayout:
         """The layout that holds `clip`. Raises: ValueError where it has less than two frames."""
-        _require_frames(len(clip))
+        require_frames(len(clip))
         skeleton, translations, positions = clip.skeleton, clip.translations(), clip.positions()
         rest = translations.mean(dim=0)
         reach = skeleton.reach(rest.numpy())
@@ -160,15 +186,14 @@ class SkeletonLayout(Layout):
     def rotation_channels(self) -> Tensor:
         return torch.arange(self.groups[2].start, self.groups[2].stop).view(-1, 6)
 
+    @classmethod
+    def thin(cls, motion: Motion, fps: float | None = 30.0) -> Motion:
+        """At most `fps` frames a second, as `Clip.thin`; None: as it is."""
+        return motion if fps is None or not isinstance(motion, Clip) else motion.thin(fps)
+
     def encode(self, motion: Motion) -> Tensor:
         """As `Layout.encode`; a clip of the same skeleton and rate, of two frames or more."""
-        if not isinstance(motion, Clip):
-            raise ValueError("this layout holds a clip of a skeleton, not an array")
-        _require_frames(len(motion))
-        if motion.skeleton != self.skeleton:
-            raise ValueError("the clip has another skeleton than the layout (names, hierarchy, offsets and channels)")
-        if abs(motion.frame_time / self.frame_time - 1) > 0.01:
-            raise ValueError(f"the clip has {motion.fps:g} frames a second, the layout {1 / self.frame_time:g}")
+        motion = self._fitting(motion)
         translations, positions = motion.translations(), motion.positions()
         velocity = translations[1:, 0, [0, 2]] - translations[:-1, 0, [0, 2]]
         ground = torch.tensor(self.ground, dtype=torch.float64)
@@ -187,19 +212,13 @@ class SkeletonLayout(Layout):
         """As `Layout.decoder`; any 6D number is read as a rotation, and the clip begins at `begin`."""
         clips = ClipChunks(self.skeleton, self.frame_time)
         rest = torch.tensor(self.rest, dtype=torch.float64)
-        root: Tensor | None = None  # (1, 2): x and z in the latest frame
+        way = travelling(torch.tensor(self.begin, dtype=torch.float64))
 
         def decode(features: Tensor) -> Clip:
-            nonlocal root
             features = self._checked(features).double()
             velocity, height, rotations, translated, _ = (features[:, group] for group in self.groups)
-            if root is None:
-                way = torch.cat([torch.tensor([self.begin], dtype=torch.float64), velocity[1:]]).cumsum(0)
-            else:
-                way = torch.cat([root, velocity]).cumsum(0)[1:]
-            root = way[-1:]
             translations = rest.repeat(len(features), 1, 1)
-            translations[:, 0, [0, 2]] = way
+            translations[:, 0, [0, 2]] = way(velocity)
             translations[:, 0, 1:2] = height
             translations[:, list(self.translated)] = translated.unflatten(1, (-1, 3))
             return clips.append(from_6d(rotations.unflatten(1, (-1, 6))), translations)
@@ -207,15 +226,10 @@ class SkeletonLayout(Layout):
         return decode
 
     def resample(self, features: Tensor, positions: Tensor, rate: Tensor) -> Tensor:
-        """As `Layout.resample`; rotations stay rotations, contacts in [0, 1], and the root goes the same way.
-
-        A velocity belongs to the middle of the step that ends at its frame, so that it is taken there.
-        """
+        """As `Layout.resample`; rotations stay rotations, contacts in [0, 1], and the root goes the same way."""
         velocity, _, rotations, _, contacts = self.groups
-        out = _interpolate(features, positions)
-        rate = rate.to(features).view(-1, 1)
-        steps = _interpolate(features[:, velocity], positions + (1 - rate) / 2)
-        out[..., velocity] = steps * rate.unsqueeze(-1)
+        out = interpolate(features, positions)
+        out[..., velocity] = interpolate_steps(features[:, velocity], positions, rate)
         out[..., rotations] = orthonormal_6d(out[..., rotations].unflatten(-1, (-1, 6))).flatten(-2)
         out[..., contacts].clamp_(0, 1)
         return out
@@ -264,6 +278,14 @@ class ArrayLayout(Layout):
         if self.features < 1:
             raise ValueError(f"features is {self.features}, must be at least 1")
 
+    @classmethod
+    def fit(cls, array: Tensor) -> ArrayLayout:
+        """The layout of `array`. Raises: ValueError where it is no (frames, features) of two frames or more."""
+        if array.ndim != 2:
+            raise ValueError(f"the array has shape {tuple(array.shape)}, must be (frames, features)")
+        require_frames(len(array))
+        return cls(array.shape[1])
+
     @property
     def size(self) -> int:
         return self.features
@@ -273,7 +295,7 @@ class ArrayLayout(Layout):
         if isinstance(motion, Clip):
             raise ValueError("this layout holds an array, not a clip of a skeleton")
         features = self._checked(motion).float()
-        _require_frames(len(features))
+        require_frames(len(features))
         return features
 
     def decoder(self) -> Callable[[Tensor], Tensor]:
@@ -289,38 +311,8 @@ class ArrayLayout(Layout):
         return cls(int(data["features"]), None if data["frame_time"] is None else float(data["frame_time"]))
 
 
-_LAYOUTS: dict[str, type[SkeletonLayout] | type[ArrayLayout]] = {
-    layout.kind: layout for layout in (SkeletonLayout, ArrayLayout)
-}
-
-
-def layout_for(motion: Motion) -> SkeletonLayout | ArrayLayout:
-    """The layout that holds `motion`: "sinmdm" for a clip, "array" for a tensor (frames, features).
-
-    Raises: ValueError where it has less than two frames or is no matrix.
-    """
-    if isinstance(motion, Clip):
-        return SkeletonLayout.fit(motion)
-    if motion.ndim != 2:
-        raise ValueError(f"the array has shape {tuple(motion.shape)}, must be (frames, features)")
-    _require_frames(len(motion))
-    return ArrayLayout(motion.shape[1])
-
-
-def layout_from_dict(data: dict[str, Any]) -> SkeletonLayout | ArrayLayout:
-    """Inverse of a layout's `to_dict`. Raises: ValueError naming what is missing or wrong."""
-    try:
-        layout = _LAYOUTS[data["kind"]]
-    except (KeyError, TypeError):
-        kind = data.get("kind") if isinstance(data, dict) else data
-        raise ValueError(f"layout kind is {kind!r}, must be one of {', '.join(_LAYOUTS)}") from None
-    try:
-        return layout.from_dict(data)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not a {layout.kind!r} layout: {error!r}") from error
-
-
-def _require_frames(frames: int) -> None:
+def require_frames(frames: int) -> None:
+    """Raises: ValueError where a motion has less than two frames."""
     if frames < 2:
         raise ValueError(f"the motion has {frames} frame{'' if frames == 1 else 's'}, at least 2 are needed")
 
@@ -336,7 +328,35 @@ def _contacts(positions: Tensor, frame_time: float, reach: float, ground: Tensor
     return (still & (positions[..., 1] < ground)).to(positions.dtype)
 
 
-def _interpolate(features: Tensor, positions: Tensor) -> Tensor:
+def travelling(begin: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function of the next steps (frames, n) to the places (frames, n) they lead to, chunk after chunk.
+
+    begin: (n,), the place in the first frame, whatever step comes with it.
+    """
+    place: Tensor | None = None
+
+    def way(steps: Tensor) -> Tensor:
+        nonlocal place
+        if place is None:
+            places = torch.cat([begin[None], steps[1:]]).cumsum(0)
+        else:
+            places = torch.cat([place, steps]).cumsum(0)[1:]
+        place = places[-1:]
+        return places
+
+    return way
+
+
+def interpolate_steps(steps: Tensor, positions: Tensor, rate: Tensor) -> Tensor:
+    """Steps (F, n) a frame, as `Layout.resample`: (B, W, n), `rate` times as long.
+
+    A step belongs to the middle of the time that ends at its frame, so that it is taken there.
+    """
+    rate = rate.to(steps).view(-1, 1)
+    return interpolate(steps, positions + (1 - rate) / 2) * rate.unsqueeze(-1)
+
+
+def interpolate(features: Tensor, positions: Tensor) -> Tensor:
     """Catmull-Rom through features (F, size) at positions (B, W), ends held: (B, W, size), one pass over memory."""
     last = len(features) - 1
     positions = positions.clamp(0, last)

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import bvh
 from .atomic import replacing
 from .clip import Clip
-from .features import Layout, Motion, SkeletonLayout
+from .features import ClipLayout, Layout, Motion
 
 
 def read_motion(path: str | os.PathLike[str]) -> Motion:
@@ -59,7 +59,7 @@ class MotionWriter:
         self._file = file
         self._frames = frames
         self._decode = layout.decoder()
-        if isinstance(layout, SkeletonLayout):
+        if isinstance(layout, ClipLayout):
             file.write(bvh.header(layout.skeleton, frames, layout.frame_time))
         else:
             head = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": (frames, layout.size)}
@@ -91,7 +91,7 @@ def writing_motion(path: str | os.PathLike[str], layout: Layout, frames: int) ->
     was written; OSError where the file cannot be written.
     """
     path = Path(path)
-    _require_suffix(path, ".bvh" if isinstance(layout, SkeletonLayout) else ".npy")
+    _require_suffix(path, ".bvh" if isinstance(layout, ClipLayout) else ".npy")
     if frames < 1:
         raise ValueError(f"frames is {frames}, must be at least 1")
     with replacing(path) as temporary, open(temporary, "wb") as file:

@@ -46,6 +46,11 @@ class Normalizer:
                 std[group] = std[group].clamp_min(floor * spread)
         return cls(mean.float(), std.float())
 
+    @classmethod
+    def identity(cls, size: int) -> Normalizer:
+        """The one that leaves `size` features as they are."""
+        return cls(torch.zeros(size), torch.ones(size))
+
     def apply(self, features: Tensor) -> Tensor:
         """Features (..., size) to normalised ones."""
         return (features - self.mean) / self.std

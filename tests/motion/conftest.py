@@ -94,6 +94,59 @@ RIGS = {
 }
 
 
+# A person as files have one: a prefix, another order than the features', and joints that they leave out.
+PERSON = """
+Hips
+ Spine
+  Spine1
+   Spine2
+    Neck
+     Head
+      HeadTop_End
+    LeftShoulder
+     LeftArm
+      LeftForeArm
+       LeftHand
+        LeftHandThumb1
+        LeftHandIndex1
+         LeftHandIndex2
+    RightShoulder
+     RightArm
+      RightForeArm
+       RightHand
+        RightHandThumb1
+ LeftUpLeg
+  LeftLeg
+   LeftFoot
+    LeftToeBase
+     LeftToe_End
+ RightUpLeg
+  RightLeg
+   RightFoot
+    RightToeBase
+     RightToe_End
+"""
+
+
+def make_person(prefix: str = "mixamorig7:", orders: list[tuple[str, ...]] = ORDERS[2:], seed: int = 0) -> Skeleton:
+    """A person whose joints take turns with the orders of rotation channels."""
+    lines = PERSON.split("\n")[1:-1]
+    depths = [len(line) - len(line.lstrip()) for line in lines]
+    parents = [
+        max((above for above in range(joint) if depths[above] < depth), default=-1)
+        for joint, depth in enumerate(depths)
+    ]
+    turns = [orders[joint % len(orders)] for joint in range(len(parents))]
+    names = [prefix + line.strip() for line in lines]
+    return skeleton(parents, [(*POSITIONS, *turns[0]), *turns[1:]], seed, names)
+
+
+@pytest.fixture
+def person() -> Callable[..., Skeleton]:
+    """Makes a person: of another prefix, with other channels."""
+    return make_person
+
+
 @pytest.fixture(params=RIGS)
 def clip(request: pytest.FixtureRequest) -> Clip:
     """A random clip of each kind of rig."""

@@ -275,7 +275,7 @@ def test_array_layout():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "quat"}, "'quat', must be one of sinmdm, array"),
+        ({"kind": "quat"}, "'quat', must be one of sinmdm, mixamo, bvh_general, array"),
         ({}, "None"),
         (7, "7"),
         ({"kind": "array"}, "'features'"),
