@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from shared_data import SHARED_DATA
@@ -16,12 +17,15 @@ from sinmdm.evaluation import (
     MIXAMO_JOINTS,
     baseline_rows,
     evaluate_rotations,
+    evaluate_run,
     format_table,
     rotation_features,
     select_joints,
     to_json,
 )
-from sinmdm.motion import Clip
+from sinmdm.motion import Clip, Normalizer, Skeleton, layout_for
+from sinmdm.presets import Preset
+from sinmdm.run import Run
 
 SALSA = SHARED_DATA / "Salsa-Dancing-6.bvh"
 
@@ -185,6 +189,52 @@ class TestEvaluate:
     def test_errors(self, samples: Tensor, clip: Tensor, joints: int, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             evaluate_rotations({"mine": samples}, clip, joints)
+
+
+class TestRun:
+    """Runs of one clip in every layout: what is judged is the decoded clips, so that the layout does not matter."""
+
+    PRESET = Preset(network={"d_model": 16, "heads": 2, "layers": 1}, timesteps=2)
+    LAYOUTS = (("sinmdm", None), *((kind, rep) for kind in ("mixamo", "bvh_general") for rep in ("6d", "quat")))
+
+    @pytest.fixture
+    def clip(self) -> Clip:
+        turns = ("Zrotation", "Xrotation", "Yrotation")
+        joints = len(MIXAMO_JOINTS)
+        rig = Skeleton(
+            names=MIXAMO_JOINTS,
+            parents=(-1, *range(joints - 1)),
+            offsets=np.ones((joints, 3)),
+            channels=(("Xposition", "Yposition", "Zposition", *turns), *[turns] * (joints - 1)),
+            end_sites=((),) * joints,
+        )
+        return Clip(rig, 10 * motions(1, 40, joints)[0, :, : rig.channel_count].numpy(), 1 / 30)
+
+    def run(self, clip: Clip, kind: str, representation: str | None) -> Run:
+        layout = layout_for(clip, kind, representation)
+        normalizer = Normalizer.fit(layout.encode(clip), layout)
+        return Run(Path(), self.PRESET, layout, clip, normalizer, self.PRESET.build(layout.size))
+
+    def test_the_table_does_not_depend_on_the_layout(self, clip: Clip) -> None:
+        tables = []
+        for kind, representation in self.LAYOUTS:
+            rows, judged = evaluate_run(self.run(clip, kind, representation), [clip.slice(3)])
+            assert torch.equal(judged, rotation_features(clip))
+            tables.append([row for row in rows if row["name"] != "untrained model"])  # of another size in each
+        assert all(table == tables[0] for table in tables)
+
+    def test_a_motion_is_judged_alike_in_every_layout(self, clip: Clip) -> None:
+        # Numbers of a rotation are rounded to float32 once; a matrix moves by at most four times as much.
+        expected = rotation_features(clip)
+        for kind, representation in self.LAYOUTS:
+            layout = layout_for(clip, kind, representation)
+            decoded = rotation_features(layout.decode(layout.encode(clip)))
+            bound = 4 * (1 + 2 * 6**0.5) * torch.finfo(torch.float32).eps / 2
+            torch.testing.assert_close(decoded, expected, rtol=0, atol=bound)
+
+    def test_samples_of_a_run(self, clip: Clip) -> None:
+        rows, _ = evaluate_run(self.run(clip, "mixamo", "quat"), frames=35, n=2)
+        assert rows[0]["frames"] == [35, 35]
 
 
 class TestPrintedForms:

@@ -23,6 +23,7 @@ if _ONEDNN:
     _LINEAR = torch.ops.mkldnn._linear_pointwise.default
     _LINEAR_PLUS = torch.ops.mkldnn._linear_pointwise.binary
 CHUNK = 2560  # rows
+FEW = 256  # rows that are fewer are not worth a convolution's set-up
 
 
 def linear(
@@ -168,7 +169,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: 
 
 def _add_weight_gradient(total: Tensor, grad: Tensor, x: Tensor) -> None:
     """total (out, in) += grad^T x, of grad (rows, out) and x (rows, in)."""
-    if x.dtype == torch.bfloat16:
+    if x.dtype == torch.bfloat16 or len(x) < FEW:
         total += grad.t() @ x
     else:  # which oneDNN has as the weight gradient of a convolution; as a product it would copy a transpose first
         images = (y.view(1, len(y), 1, -1).movedim(-1, 1) for y in (grad, x))
