@@ -310,6 +310,28 @@ QNA_ATTENTION = (
 )
 
 
+# norm_affine: x (B, T, C), gain and offset (B, C)
+
+
+def _norm(case: Case, inputs: Inputs, *, compiled: bool = False) -> Function:
+    """torch's norm, then scale, shift and SiLU."""
+    groups = case.shape["groups"]
+
+    def run(inputs: Inputs) -> Tensor:
+        x = inputs["x"]
+        normed = F.group_norm(x.mT, groups).mT if groups else F.layer_norm(x, x.shape[-1:])
+        z = torch.addcmul(inputs["offset"][:, None].to(x.dtype), normed, inputs["gain"][:, None].to(x.dtype))
+        return F.silu(z) if groups else z
+
+    return torch.compile(run, dynamic=False) if compiled else run
+
+
+NORM_AFFINE = (
+    Variant("eager", _norm),
+    Variant("eager, compiled", lambda case, inputs: _norm(case, inputs, compiled=True), slow_start=True),
+)
+
+
 # q_sample: x0 (B, T, C), t (B,); denoise_step: x_t and model_output (B, T, C) at timestep STEP
 
 

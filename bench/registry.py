@@ -170,6 +170,67 @@ def qna_case(
     )
 
 
+# norm_affine
+
+
+def _norm_inputs(case: Case, generator: torch.Generator) -> Inputs:
+    B, T, C = (case.shape[name] for name in "BTC")
+    return {
+        "x": (torch.randn(B, T, C, generator=generator) + 0.5).to(case.torch_dtype),
+        "gain": torch.randn(B, C, generator=generator),
+        "offset": torch.randn(B, C, generator=generator),
+        "grad_out": torch.randn(B, T, C, generator=generator).to(case.torch_dtype),
+    }
+
+
+def _norm(backend: str) -> Build:
+    def build(case: Case, inputs: Inputs) -> Function:
+        groups = case.shape["groups"] or None
+        activation = "silu" if groups else None
+        return lambda inputs: ops.norm_affine(
+            inputs["x"], inputs["gain"], inputs["offset"], groups=groups, activation=activation, backend=backend
+        )
+
+    return build
+
+
+NORM_AFFINE = Op(
+    "norm_affine",
+    inputs=_norm_inputs,
+    exact=_norm("reference"),
+    ours=lambda backend: _ours(backend, _norm(backend)),
+    differentiable=("x", "gain", "offset"),
+)
+
+
+def norm_case(
+    C: int,
+    groups: int = 0,
+    *,
+    B: int = 64,
+    T: int = 648,
+    dtype: str = "float32",
+    backward: bool = False,
+    quick: bool = False,
+) -> Case:
+    """A case of norm_affine: layer norm before the published network's products (C 128), or its U-Net's group norm with
+    SiLU (C 256, 32 groups). Forward: x read, out written. Backward: x and grad_out read, dx written. Operations: about
+    8 a number for the statistics and the rest, twice as many backward."""
+    kind = f"groups{groups}" if groups else "layer"
+    tensor = B * T * C * (2 if dtype == "bfloat16" else 4)
+    return Case(
+        f"norm_affine-{'fwdbwd' if backward else 'fwd'}-{kind}-B{B}-T{T}-C{C}-{SHORT[dtype]}",
+        NORM_AFFINE,
+        {"B": B, "T": T, "C": C, "groups": groups},
+        dtype,
+        peers.NORM_AFFINE,
+        bytes_moved=2 * tensor + backward * 3 * tensor,
+        operations=(24 if backward else 8) * B * T * C,
+        backward=backward,
+        quick=quick,
+    )
+
+
 # q_sample, denoise_step, philox_normal: states (B, T, C)
 
 
@@ -372,6 +433,13 @@ CASES: tuple[Case, ...] = (
         qna_case(B, T, w=w, dtype=dtype, backward=backward, quick=(B, w, dtype, backward) == (10, 1, "float32", False))
         for B, T in ((10, 200), (64, 648))
         for w in (1, 7)
+        for dtype in ("float32", "bfloat16")
+        for backward in (False, True)
+    ),
+    norm_case(128, B=1, T=200, quick=True),  # what a call costs
+    *(
+        norm_case(C, groups, dtype=dtype, backward=backward)
+        for C, groups in ((128, 0), (256, 32))
         for dtype in ("float32", "bfloat16")
         for backward in (False, True)
     ),

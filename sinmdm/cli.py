@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     length.add_argument("--steps", type=_count, help="default: the preset's")
     length.add_argument("--minutes", type=_positive, help="train for so long instead of so many steps")
     train.add_argument("--resume", action="store_true", help="continue the run in the folder")
-    train.add_argument("--fps", type=_positive, default=30.0, help="thin the clip to at most this rate (default 30)")
+    train.add_argument("--fps", type=_positive, help="thin the clip to at most this rate (default 30)")
     train.add_argument("--precision", choices=PRECISIONS, help="default float32")
     train.add_argument("--device", help="default: cuda where torch sees it, else cpu")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events into the folder")
@@ -149,6 +149,8 @@ def _steps_bar(quiet: bool, description: str) -> tuple[tqdm, Callable[[int, int]
 def _train(arguments: argparse.Namespace) -> None:
     from .training import train
 
+    if arguments.fps is not None and arguments.layout in ("mixamo", "bvh_general"):
+        raise ValueError(f"--fps does not go with --layout {arguments.layout}, which has a rule of its own")
     train(
         arguments.motion,
         arguments.out,
@@ -160,7 +162,7 @@ def _train(arguments: argparse.Namespace) -> None:
         minutes=arguments.minutes,
         seed=arguments.seed,
         resume=arguments.resume,
-        fps=arguments.fps,
+        fps=arguments.fps or 30.0,
         precision=arguments.precision,
         device=arguments.device,
         progress=not arguments.quiet,

@@ -186,6 +186,7 @@ def import_checkpoint(
     if layout.size != features:
         raise RunError(f"{path}: has {layout.size} features as {given.get('dataset')!r}, the checkpoint has {features}")
     step = int("".join(c for c in checkpoint.stem if c.isdigit()) or 0) + 1
+    source = "clip.bvh" if isinstance(clip, Clip) else "clip.npy"
     config = {
         "format": FORMAT,
         "sinmdm": __version__,
@@ -194,13 +195,13 @@ def import_checkpoint(
         "steps": step,
         "minutes": None,
         "precision": "float32",
-        "motion": {"file": "clip.bvh" if isinstance(clip, Clip) else "clip.npy", "source": path.name},
+        "motion": {"file": source, "source": path.name},
         "layout": layout.to_dict(),
     }
     normalizer = Normalizer.identity(features)
     statistics = {"normalizer.mean": normalizer.mean, "normalizer.std": normalizer.std}
     with filling(out) as folder:
-        write_motion(folder / config["motion"]["file"], clip)
+        write_motion(folder / source, clip)
         write_tensors(folder / MODEL, {**statistics, **state}, {"layout": layout_stamp(layout)})
         write_config(folder, config)
     return load(out)

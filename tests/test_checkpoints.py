@@ -12,6 +12,7 @@ import torch
 
 import sinmdm
 from bench.published import PublishedQnANet, PublishedUNet
+from sinmdm.cli import main
 from sinmdm.motion import read_motion, walker
 from sinmdm.presets import PRESETS, PUBLISHED, Preset
 from sinmdm.published import ARGUMENTS, export_checkpoint, import_checkpoint
@@ -230,3 +231,15 @@ def test_an_imported_run_is_an_ordinary_one(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "run").sample(9, 1)[0], run.sample(9, 1)[0])
     assert torch.equal(sinmdm.load(tmp_path / "run").sample(9, 1)[0], run.sample(9, 1)[0])
     assert next(iter(run.stream(chunk=8, steps=2))).shape == (8, FEATURES)
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = checkpoint(tmp_path / "save", QNA)
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    assert main(["import", str(path), "--out", run, "--motion", str(tmp_path / "save" / "one.npy")]) == 0
+    assert main(["sample", run, "--frames", "9", "--out", str(tmp_path / "motions"), "--steps", "2", "--quiet"]) == 0
+    assert main(["export", run, "--out", out]) == 0
+    assert (tmp_path / "out" / path.name).is_file()
+    assert main(["export", run, "--out", out]) == 2  # there is something
+    assert main(["import", str(path), "--out", str(tmp_path / "b"), "--args", str(tmp_path / "no.json")]) == 2
+    assert "no.json: there is no such file" in capsys.readouterr().err

@@ -1,5 +1,10 @@
 """The published recipe: its batches, and four of its steps against the published training written in plain PyTorch."""
 
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +13,11 @@ from torch.nn import functional as F
 from bench.published import PublishedQnANet
 from bench.published_diffusion import Draws, PublishedDiffusion, PublishedTraining, cosine_betas
 from sinmdm.batches import WholeClip, length_of
+from sinmdm.cli import main
 from sinmdm.kernels import q_sample
-from sinmdm.motion import ArrayLayout, Normalizer
+from sinmdm.motion import ArrayLayout, Normalizer, walker
 from sinmdm.presets import PRESETS, Preset
-from sinmdm.training import Trainer
+from sinmdm.training import Trainer, train
 
 FEATURES, FRAMES = 6, 26
 SMALL = Preset("qna", {"latent_dim": 8, "head_dim": 4, "num_layers": 3}, batch_size=4, ema=0.9).with_recipe("published")
@@ -65,6 +71,30 @@ def test_a_clip_too_short_to_be_resized_is_an_error() -> None:
         batches(frames=4)
 
 
+def interrupted_after(steps: int) -> Callable[[Trainer], torch.Tensor]:
+    """`Trainer.advance`, with Ctrl-C in the step of that number."""
+    advance = Trainer.advance
+
+    def step(self: Trainer) -> torch.Tensor:
+        if self.step + 1 == steps:
+            signal.raise_signal(signal.SIGINT)
+        return advance(self)
+
+    return step
+
+
+def test_a_run_of_the_recipe_resumes_to_the_same_losses(tmp_path: Path) -> None:
+    clip = walker(legs=2, seconds=1.5)
+    settings = {"preset": Preset("qna", {"latent_dim": 8, "head_dim": 4, "num_layers": 2}), "recipe": "published",
+                "layout": "bvh_general", "representation": "quat", "progress": False}  # fmt: skip
+    train(clip, tmp_path / "whole", steps=4, **settings)
+    with pytest.raises(KeyboardInterrupt), patch.object(Trainer, "advance", interrupted_after(2)):
+        train(clip, tmp_path / "parts", steps=4, **settings)
+    train(clip, tmp_path / "parts", resume=True, progress=False)
+    whole, parts = ((tmp_path / name / "log.csv").read_text().splitlines() for name in ("whole", "parts"))
+    assert [line.split(",")[:3] for line in whole] == [line.split(",")[:3] for line in parts]
+
+
 def test_four_steps_are_the_published_ones_with_the_same_draws() -> None:
     torch.manual_seed(0)
     source = batches()
@@ -94,3 +124,12 @@ def test_four_steps_are_the_published_ones_with_the_same_draws() -> None:
     there, here = (torch.cat([pair[i].flatten() for n, pair in moved.items() if n not in unused]) for i in (0, 1))
     # AdamW divides by the gradient's size: where that is rounding, so is the step.
     assert float((here - there).norm() / there.norm()) < 1e-3
+
+
+def test_a_rate_does_not_go_with_a_layout_that_has_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    walker(legs=2, seconds=1.5).write(tmp_path / "clip.bvh")
+    command = ["train", str(tmp_path / "clip.bvh"), "--out", str(tmp_path / "run"), "--fps", "24", "--steps", "1"]
+    assert main([*command, "--layout", "bvh_general"]) == 2
+    assert "--fps does not go with --layout bvh_general" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*command, "--layout", "mixamo"]) == 2

@@ -59,6 +59,22 @@ _dispatch.register("qna_attention", "cpu", _native, names(FLOAT_DTYPES))
 _dispatch.register("qna_attention_backward", "cpu", _native_backward, names(FLOAT_DTYPES))
 
 
+def _triton(*arguments):  # type: ignore[no-untyped-def]
+    from . import triton  # only where it is called: the package needs torch alone
+
+    return triton.qna_attention(*arguments)
+
+
+def _triton_backward(*arguments):  # type: ignore[no-untyped-def]
+    from . import triton
+
+    return triton.qna_attention_backward(*arguments)
+
+
+_dispatch.register("qna_attention", "triton", _triton, ("float16", "bfloat16", "float32"))
+_dispatch.register("qna_attention_backward", "triton", _triton_backward, ("float16", "bfloat16", "float32"))
+
+
 def _forward(*arguments):  # type: ignore[no-untyped-def]
     *rest, backend = arguments
     return _dispatch.body("qna_attention", backend)(*rest)

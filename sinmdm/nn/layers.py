@@ -88,6 +88,6 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         seed = int(torch.randint(2**63 - 1, ()))
         frames = x.flatten(1, -2)
-        normals = philox_normal(tuple(frames.shape[1:]), seed=seed, sample=torch.arange(len(x)))
+        normals = philox_normal((frames.shape[1], frames.shape[2]), seed=seed, sample=torch.arange(len(x)))
         kept = normals.ge_(NormalDist().inv_cdf(self.p)).mul_(1 / (1 - self.p)).to(x.dtype)
         return x * kept.view(x.shape)

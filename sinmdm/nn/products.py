@@ -172,8 +172,8 @@ def _add_weight_gradient(total: Tensor, grad: Tensor, x: Tensor) -> None:
     if x.dtype == torch.bfloat16 or len(x) < FEW:
         total += grad.t() @ x
     else:  # which oneDNN has as the weight gradient of a convolution; as a product it would copy a transpose first
-        images = (y.view(1, len(y), 1, -1).movedim(-1, 1) for y in (grad, x))
-        total += _convolution_gradient(*images, total[:, :, None, None], 0, 1)[:, :, 0, 0]
+        of_grad, of_x = (_images(y.view(1, len(y), -1)) for y in (grad, x))
+        total += _convolution_gradient(of_grad, of_x, total[:, :, None, None], 0, 1)[:, :, 0, 0]
 
 
 def _convolution_gradient(grad: Tensor, x: Tensor, weight: Tensor, padding: int, which: int) -> Tensor:

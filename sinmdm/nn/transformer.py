@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, -1)
         h = self.attention(_modulated(x, shift1, scale1), lengths)
         x = torch.addcmul(x, gate1[:, None], self.dropout(h))
-        first, _, second = self.mlp
+        first, second = (cast(Linear, self.mlp[i]) for i in (0, 2))
         h = mlp(_modulated(x, shift2, scale2), first.weight, first.bias, second.weight, second.bias)
         return torch.addcmul(x, gate2[:, None], self.dropout(h))
 

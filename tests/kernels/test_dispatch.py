@@ -138,8 +138,8 @@ def test_interpreted_triton_takes_cpu_tensors_where_asked(monkeypatch: pytest.Mo
     assert _dispatch.choose("window_attention", None, torch.zeros(1)) != "triton"
     with pytest.raises(BackendError, match="it takes float16, bfloat16, float32, not float64"):
         _dispatch.choose("window_attention", "triton", torch.zeros(1, dtype=torch.float64))
-    with pytest.raises(BackendError, match="qna_attention has no such implementation"):
-        _dispatch.choose("qna_attention", "triton", torch.zeros(1))
+    with pytest.raises(BackendError, match="norm_affine has no such implementation"):
+        _dispatch.choose("norm_affine", "triton", torch.zeros(1))
 
 
 def test_triton_is_found_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,14 @@ def test_backends_are_listed_with_reasons(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_every_op_has_a_reference() -> None:
     table = _dispatch.implementations()
-    assert set(table) >= {"window_attention", "qna_attention", "q_sample", "denoise_step", "philox_normal"}
+    assert set(table) >= {
+        "window_attention",
+        "qna_attention",
+        "norm_affine",
+        "q_sample",
+        "denoise_step",
+        "philox_normal",
+    }
     for op, names in table.items():
         assert names[-1] == "reference", op
         assert set(names) <= set(_dispatch.BACKENDS)
@@ -238,6 +245,7 @@ PROBE = textwrap.dedent(
                 "window_attention": lambda **o: kernels.window_attention(*[x[..., None, :]] * 3, window=2, **o),
                 "qna_attention": lambda **o: kernels.qna_attention(
                     x[..., :1], x[..., None, :], torch.zeros(1, 3), window=1, **o),
+                "norm_affine": lambda **o: kernels.norm_affine(x, x[:, 0] + 1, x[:, 1], **o),
             }.items():
                 said[name] = float((call() - call(backend="reference")).abs().max())
             said["backends"] = kernels.backends()
@@ -254,7 +262,7 @@ PROBE = textwrap.dedent(
     print("SAID" + json.dumps(said))
     """
 )
-OPS = ("q_sample", "denoise_step", "philox_normal", "window_attention", "qna_attention")
+OPS = ("q_sample", "denoise_step", "philox_normal", "window_attention", "qna_attention", "norm_affine")
 
 
 def environment(**changes: str) -> dict[str, str]:

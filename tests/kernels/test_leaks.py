@@ -6,7 +6,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sinmdm.kernels import Schedule, _dispatch, denoise_step, philox_normal, q_sample, qna_attention, window_attention
+from sinmdm.kernels import (
+    Schedule,
+    _dispatch,
+    denoise_step,
+    norm_affine,
+    philox_normal,
+    q_sample,
+    qna_attention,
+    window_attention,
+)
 
 CALLS = 2000
 SCHEDULE = Schedule.cosine(50)
@@ -50,6 +59,16 @@ def learned_query(backward: bool = False, **options: object) -> Callable[[], obj
     return call
 
 
+def normed(backward: bool = False) -> Callable[[], object]:
+    x, gain = torch.randn(1, 16, 8, requires_grad=backward), torch.ones(1, 8)
+
+    def call() -> object:
+        out = norm_affine(x, gain, gain, groups=2, activation="silu", backend="cpu")
+        return torch.autograd.grad(out.sum(), x) if backward else out
+
+    return call
+
+
 def step(**options: object) -> Callable[[], object]:
     x, output = torch.randn(2, 1, 16, 8)
     return lambda: denoise_step(x, output, 20, SCHEDULE, seed=1, backend="cpu", **options)  # type: ignore[arg-type]
@@ -68,6 +87,8 @@ CASES = {
     "qna_attention": lambda: learned_query(),
     "qna_attention with lengths": lambda: learned_query(lengths=torch.tensor([9]), boundary="circular"),
     "qna_attention, backward": lambda: learned_query(backward=True),
+    "norm_affine": lambda: normed(),
+    "norm_affine, backward": lambda: normed(backward=True),
     "denoise_step": lambda: step(),
     "denoise_step with everything": everything,
     "q_sample": lambda: lambda: q_sample(torch.zeros(1, 16, 8), 3, SCHEDULE, seed=1, return_noise=True, backend="cpu"),

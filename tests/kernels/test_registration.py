@@ -11,6 +11,7 @@ from sinmdm.kernels import (
     _dispatch,
     affine_step,
     denoise_step,
+    norm_affine,
     philox_normal,
     q_sample,
     qna_attention,
@@ -85,6 +86,14 @@ SAMPLES = {
             randn(2, 4, 9).transpose(1, 2).requires_grad_(), randn(2, 9, 4, 3), randn(4, 5, grad=True), None, 3, 1, 3,
             "circular", "reference",
         ),
+        lambda: (
+            randn(2, 9, 4, grad=True), randn(2, 9, 4, 3, grad=True), randn(4, 5, grad=True), LENGTHS, 2, 2, 2,
+            "circular", native(),
+        ),
+        lambda: (
+            randn(2, 9, 4, dtype=torch.bfloat16, grad=True), randn(2, 9, 4, 3, dtype=torch.bfloat16), randn(4, 5),
+            None, 2, 2, 1, "clip", native(),
+        ),
     ],
     "qna_attention_backward": [
         lambda: (
@@ -94,6 +103,24 @@ SAMPLES = {
         lambda: (
             randn(2, 5, 4, 3), randn(2, 9, 4), randn(2, 9, 4, 3), randn(4, 5), LENGTHS, 2, 2, 2, "clip", "reference",
         ),
+        lambda: (
+            randn(2, 5, 4, 3), randn(2, 9, 4), randn(2, 9, 4, 3), randn(4, 5), LENGTHS, 2, 2, 2, "clip", native(),
+        ),
+    ],
+    "norm_affine": [
+        lambda: (randn(2, 9, 6), randn(2, 6), randn(2, 6), 0, 1e-5, False, "reference"),
+        lambda: (
+            randn(2, 9, 6, grad=True), randn(1, 6, grad=True), randn(1, 6, grad=True), 3, 1e-5, True, "reference",
+        ),
+        lambda: (
+            randn(2, 6, 9).transpose(1, 2).requires_grad_(), randn(2, 6, grad=True), randn(2, 6), 2, 1e-5, True,
+            native(),
+        ),
+        lambda: (randn(2, 9, 6, dtype=torch.bfloat16, grad=True), randn(1, 6), randn(1, 6), 0, 1e-5, False, native()),
+    ],
+    "norm_affine_backward": [
+        lambda: (randn(2, 9, 6), randn(2, 9, 6), randn(2, 6), randn(2, 6), 0, 1e-5, True, "reference"),
+        lambda: (randn(2, 9, 6), randn(2, 9, 6), randn(1, 6), randn(1, 6), 3, 1e-5, True, native()),
     ],
     "q_sample": [
         lambda: (randn(2, 9, 3), randn(2, 2), None, -7, words(3), words(4), words(5), False, native()),
@@ -196,6 +223,10 @@ def learned_query(scores: Tensor, values: Tensor, bias: Tensor, lengths: Tensor)
     return qna_attention(scores, values, bias, window=2, stride=2, lengths=lengths)
 
 
+def normed(x: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    return norm_affine(x, gain, offset, groups=3, activation="silu")
+
+
 def noised(x0: Tensor, t: Tensor) -> Tensor:
     x_t, noise = q_sample(x0, t, SCHEDULE, seed=3, return_noise=True)
     return x_t + noise
@@ -276,6 +307,7 @@ PUBLIC = {
         learned_query,
         lambda: (randn(2, 9, 4, grad=True), randn(2, 9, 4, 3, grad=True), randn(4, 5, grad=True), LENGTHS),
     ),
+    "norm_affine": (normed, lambda: (randn(2, 9, 6, grad=True), randn(2, 6, grad=True), randn(2, 6, grad=True))),
     "q_sample": (noised, lambda: (randn(*STATE, grad=True), torch.tensor([3, 19]))),
     "q_sample with noise": (noised_with, lambda: (randn(*STATE, grad=True), randn(*STATE, grad=True))),
     "q_sample into out": (noised_into_out, lambda: (randn(*STATE),)),
@@ -335,7 +367,7 @@ def test_compiles_as_one_graph(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["window_attention", "qna_attention", "q_sample", "denoise_step", "denoise_step with clip",
+    ["window_attention", "qna_attention", "norm_affine", "q_sample", "denoise_step", "denoise_step with clip",
      "denoise_step with threshold", "philox_normal"],
 )  # fmt: skip
 def test_compiles_with_inductor(name: str) -> None:
@@ -465,6 +497,7 @@ def test_a_module_trains_under_autocast() -> None:
 
 def test_public_names() -> None:
     assert set(kernels.__all__) >= {
-        "window_attention", "qna_attention", "q_sample", "denoise_step", "affine_step", "philox_normal", "backends",
+        "window_attention", "qna_attention", "norm_affine", "q_sample", "denoise_step", "affine_step", "philox_normal",
+        "backends",
     }  # fmt: skip
     assert all(callable(getattr(kernels, name)) for name in kernels.__all__)
