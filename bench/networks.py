@@ -6,6 +6,7 @@ and gradients are compared. Results go to bench/results as JSON.
 """
 
 import argparse
+import contextvars
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from sinmdm.batches import WholeClip
 from sinmdm.motion import ArrayLayout, Normalizer
 from sinmdm.presets import PRESETS, Preset
+from sinmdm.remembering import remembering
 from sinmdm.training import Trainer
 
 from . import profiles, provenance, timing
@@ -87,9 +89,16 @@ def denoising_calls(preset: str, samples: int, frames: int) -> dict[str, Call]:
         calls |= {
             f"{THEIRS}, {precision}": _denoising(lambda: theirs(x[:, :, None], t)[:, :, 0], precision),
             f"{OURS}, {precision}": _denoising(lambda: ours(x, t), precision),
-            f"{TOLD}, {precision}": _denoising(lambda told=told: ours(x, conditions=told), precision),
+            f"{TOLD}, {precision}": _in_a_sampling(_denoising(lambda told=told: ours(x, conditions=told), precision)),
         }
     return calls
+
+
+def _in_a_sampling(call: Call) -> Call:
+    """The call as one of the many of a sampling, in which a network's parameters do not change."""
+    context = contextvars.copy_context()
+    context.run(remembering().__enter__)
+    return lambda: context.run(call)
 
 
 def _autocast(precision: str) -> torch.autocast:

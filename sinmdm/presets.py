@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -99,6 +100,11 @@ class Preset:
             raise ValueError(
                 "crop must be 0 (the whole clip) or >= 2, batch_size and steps >= 1, "
                 f"got {self.crop}, {self.batch_size}, {self.steps}"
+            )
+        if not 0 < self.learning_rate < math.inf or self.warmup < 0 or not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                "learning_rate must be above 0, warmup and weight_decay at least 0, "
+                f"got {self.learning_rate}, {self.warmup}, {self.weight_decay}"
             )
         if not 0 <= self.ema < 1 or not 0 < self.final_learning_rate <= 1:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,19 @@ from . import __version__
 from .motion import Clip, Layout, Motion, Normalizer, layout_for, read_motion, thinned_for, write_motion
 from .motion.atomic import filling
 from .presets import PUBLISHED, Preset
-from .run import CHECKPOINT, FORMAT, MODEL, Run, RunError, layout_stamp, load, read_tensors, write_config, write_tensors
+from .run import (
+    CHECKPOINT,
+    FORMAT,
+    MODEL,
+    Run,
+    RunError,
+    layout_stamp,
+    load,
+    read_config,
+    read_tensors,
+    write_config,
+    write_tensors,
+)
 
 ARGUMENTS = "args.json"
 # Names of the network's arguments there -> here, with the published defaults of those that are not the network's own.
@@ -85,7 +98,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise RunError(f"{path}: not a state dict of plain tensors: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise RunError(f"{path}: must be a state dict of tensors")
-    return {str(name): x.detach() for name, x in state.items()}
+    wrong = [name for name, x in state.items() if not x.is_floating_point() or not bool(x.isfinite().all())]
+    if wrong:
+        raise RunError(f"{path}: weights must be finite real numbers, which {', '.join(wrong[:3])} is not")
+    return {str(name): x.detach().clone() for name, x in state.items()}
 
 
 def _unsaved(arguments: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -105,7 +121,10 @@ def _preset_of(arguments: Mapping[str, Any], state: Mapping[str, Tensor], path: 
     given = {**_unsaved(arguments, state), **arguments}
     network = {ours: given[name] for name, ours in _NETWORK[architecture].items() if name in given}
     training = {ours: given[name] for name, ours in _TRAINING.items() if name in given}
-    variance = "fixed_small" if given.get("sigma_small", True) else "fixed_large"
+    small = given.get("sigma_small", True)
+    if not isinstance(small, bool):
+        raise RunError(f"{path}: sigma_small must be true or false, got {small!r}")
+    variance = "fixed_small" if small else "fixed_large"
     try:
         return Preset(architecture, network, variance=variance, **{**PUBLISHED, **training})
     except ValueError as error:
@@ -131,13 +150,12 @@ def _motion_of(
 ) -> tuple[Path, Motion]:
     """The clip that the checkpoint was trained on: it holds the skeleton and where motions begin."""
     named = Path(str(arguments.get("sin_path") or ""))
-    candidates = [Path(motion)] if motion is not None else [named, beside / named.name]
+    candidates = [Path(motion)] if motion is not None else [named, beside / named.name] if named.name else []
     for path in candidates:
         if path.is_file():
             return path, read_motion(path)
-    raise RunError(
-        f"{candidates[0]}: there is no such file; give the motion that the checkpoint was trained on (--motion)"
-    )
+    missing = f"{candidates[0]}: there is no such file" if candidates else "args.json names no motion (sin_path)"
+    raise RunError(f"{missing}; give the one that the checkpoint was trained on (--motion)")
 
 
 def import_checkpoint(
@@ -185,13 +203,17 @@ def import_checkpoint(
     layout, clip = _layout_of(given, path, clip)
     if layout.size != features:
         raise RunError(f"{path}: has {layout.size} features as {given.get('dataset')!r}, the checkpoint has {features}")
-    step = int("".join(c for c in checkpoint.stem if c.isdigit()) or 0) + 1
+    number = re.search(r"model(\d+)$", checkpoint.stem)  # a file numbered s holds the weights after s + 1 steps
+    step = int(number.group(1)) + 1 if number else preset.steps
+    seed = given.get("seed", 10)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise RunError(f"{arguments_path}: seed must be an int from 0 to 2**63 - 1, got {seed!r}")
     source = "clip.bvh" if isinstance(clip, Clip) else "clip.npy"
     config = {
         "format": FORMAT,
         "sinmdm": __version__,
         "preset": preset.to_dict(),
-        "seed": int(given.get("seed", 10)),
+        "seed": seed,
         "steps": step,
         "minutes": None,
         "precision": "float32",
@@ -255,7 +277,7 @@ def export_checkpoint(run: Run, out: str | os.PathLike[str]) -> Path:
         "sigma_small": preset.variance == "fixed_small",
         "sin_path": str(run.folder / ("clip.npy" if dataset == "humanml" else "clip.bvh")),
         "save_dir": str(out),
-        "seed": 10,
+        "seed": read_config(run.folder)["seed"],
     }
     name = f"model{max(_steps_of(run) - 1, 0):09d}.pt"
     with filling(out) as folder:

@@ -142,7 +142,10 @@ class Trainer:
         load_weights(self.averaged, part("averaged."), path)
         state = self.optimizer.state_dict()
         try:
-            for index in state["param_groups"][0]["params"]:
+            # Parameters that never had a gradient have no state.
+            for index in sorted({int(name.split(".")[1]) for name in tensors if name.startswith("optimizer.")}):
+                if index not in state["param_groups"][0]["params"]:
+                    raise KeyError(f"optimizer.{index}")
                 state["state"][index] = {
                     name: tensors[f"optimizer.{index}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")
                 }
@@ -315,6 +318,8 @@ def train(
             folder.mkdir(parents=True, exist_ok=True)
             write_motion(folder / config["motion"]["file"], motion)
             write_config(folder, config)
+        elif not (folder / CHECKPOINT).is_file() and (folder / MODEL).is_file():
+            raise RunError(f"{folder}: was imported, and has no state of a training that could be resumed")
         elif (folder / CHECKPOINT).is_file():
             trainer.restore(*read_tensors(folder / CHECKPOINT), folder / CHECKPOINT)
         _truncate_log(folder / LOG, trainer.step)

@@ -21,7 +21,7 @@ def norm_affine(x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float
     dtype = torch.promote_types(x.dtype, torch.float32)
     normed, _ = _normed(x.to(dtype), groups, eps)
     z = normed.flatten(2) * gain.to(dtype)[:, None] + offset.to(dtype)[:, None]
-    return (z * z.sigmoid() if silu else z).to(x.dtype)
+    return (z * z.sigmoid() if silu else z).to(x.dtype).contiguous()
 
 
 def norm_affine_backward(
@@ -42,4 +42,4 @@ def norm_affine_backward(
     over = (1, 3) if groups else (3,)
     mean1, mean2 = scaled.mean(over, keepdim=True), (scaled * normed).mean(over, keepdim=True)
     dx = ((scaled - mean1 - normed * mean2) * rstd).flatten(2)
-    return dx.to(x.dtype), dgain.to(gain.dtype), doffset.to(offset.dtype)
+    return dx.to(x.dtype).contiguous(), dgain.to(gain.dtype), doffset.to(offset.dtype)

@@ -176,8 +176,8 @@ def qna_attention(
     check_shape("scores", scores, tuple(values.shape[:3]), "(batch, frames, heads)")
     left, right = window_pair(window)
     check_boundary(boundary, BOUNDARIES)
-    if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
-        raise ValueError(f"stride must be an int >= 1, got {stride!r}")
+    if isinstance(stride, bool) or not isinstance(stride, int) or not 1 <= stride < 2**31:
+        raise ValueError(f"stride must be an int >= 1 and < 2**31, got {stride!r}")
     check_lengths(lengths, values, frames)
     check_shape("rel_bias", rel_bias, (heads, left + right + 1), "(heads, left + right + 1)")
     check_dtype(

@@ -2,8 +2,8 @@
 
 A program takes a tile of frames by heads, flattened to rows (frame, head) of head_dim channels: in memory the heads of
 a frame lie side by side. It walks over the offsets of the window, one shifted load of the rows at each: the first is
-from memory, all others are from the first cache. Nothing is shared between rows, so that any window, stride and
-boundary are alike, and what a row does not see does not enter its arithmetic.
+from memory, all others are from the first cache. Rows share nothing, so that windows, strides and boundaries of any
+kind are alike, and what a row does not see does not enter its arithmetic.
 
 The backward first goes once more through the outputs, for the statistics of their softmax and delta = dO O, and then
 through the keys: a key meets the outputs that see it under the mirrored window, and gathers what they give to it. The
@@ -21,17 +21,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..window_attention.triton_tiles import length_of, load_rows, store_rows
-from .config import padded, tile_config, unrolled
+from .config import padded, tile_config
 
 
 @triton.jit
-def _rows(tiles, H: tl.constexpr, M: tl.constexpr, G: tl.constexpr):
-    """(sequence, tile of frames, frames (M G), heads (M G)) of the program's rows. Heads may lie beyond the last."""
+def _place(tiles, M: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
+    """(sequence, tile of M frames, first of G heads) of the program. Programs side by side share pages of memory."""
     groups: tl.constexpr = (H + G - 1) // G
     program = tl.program_id(0)
-    row = tl.arange(0, M * G)
-    tile = program // groups % tiles
-    return program // groups // tiles, tile, tile * M + row // G, program % groups * G + row % G
+    return program // groups // tiles, program // groups % tiles, program % groups * G
 
 
 @triton.jit
@@ -52,6 +50,12 @@ def _next(frame, n, CIRCULAR: tl.constexpr):
 
 
 @triton.jit
+def _within(frame, limit):
+    """0 <= frame < limit, in one comparison."""
+    return frame.to(tl.uint32, bitcast=True) < limit.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
 def _logits(scores, s_t, bias, frame, seen):
     """Of the keys at the frames, -inf where not seen. scores and bias are pointers of each row, bias at its column."""
     score = tl.load(scores + frame.to(tl.int64) * s_t, mask=seen, other=0.0).to(tl.float32)
@@ -59,22 +63,23 @@ def _logits(scores, s_t, bias, frame, seen):
 
 
 @triton.jit
-def _attend(scores, values, bias, s_t, v_t, i, n, present, left, size, UNROLL: tl.constexpr, D: tl.constexpr,
-            DP: tl.constexpr, CIRCULAR: tl.constexpr):  # fmt: skip
+def _attend(scores, values, bias, s_t, v_t, i, n, present, left, size, D: tl.constexpr, DP: tl.constexpr,
+            CIRCULAR: tl.constexpr):  # fmt: skip
     """(output (rows, DP), highest logit, 1 / sum of weights) of the rows' queries i. scores, values (rows, 1) and bias
     (at its first column) are pointers of each row; a row that sees nothing gives 0, 0, 1."""
+    limit = tl.where(present, n, 0)
     highest = tl.full(i.shape, float("-inf"), tl.float32)
     frame = _back(i, left, n, CIRCULAR)
-    for k in tl.range(0, size, loop_unroll_factor=UNROLL):
-        seen = present & (frame >= 0) & (frame < n)
+    for k in range(size):
+        seen = _within(frame, limit)
         highest = tl.maximum(highest, _logits(scores, s_t, bias + k, frame, seen))
         frame = _next(frame, n, CIRCULAR)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
     denominator = tl.zeros(i.shape, tl.float32)
     total = tl.zeros((i.shape[0], DP), tl.float32)
     frame = _back(i, left, n, CIRCULAR)
-    for k in tl.range(0, size, loop_unroll_factor=UNROLL):
-        seen = present & (frame >= 0) & (frame < n)
+    for k in range(size):
+        seen = _within(frame, limit)
         weight = tl.exp(_logits(scores, s_t, bias + k, frame, seen) - highest)
         denominator += weight
         total += weight[:, None] * load_rows(values, frame, seen, v_t, D, DP, True)
@@ -87,17 +92,19 @@ def _attend(scores, values, bias, s_t, v_t, i, n, present, left, size, UNROLL: t
 def _forward(
     scores, values, bias, lengths, out, grad_out, highest, reciprocal, delta,
     s_b, s_t, s_h, v_b, v_t, v_h, do_b, do_t, do_h, bias_h, frames, outputs, tiles, left, size,
-    UNROLL: tl.constexpr, STRIDE: tl.constexpr, M: tl.constexpr, G: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
-    DP: tl.constexpr, CIRCULAR: tl.constexpr,
+    STRIDE: tl.constexpr, M: tl.constexpr, G: tl.constexpr, H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    CIRCULAR: tl.constexpr,
 ):  # fmt: skip
-    """One program M outputs of G heads. Strides are of batch, frames and heads; results are contiguous.
+    """One program M outputs of G heads, as M G rows. Strides are of batch, frames and heads; results are contiguous.
 
     out (B, outputs, H, D) is written; or where it is None, what the backward needs of each output: highest, reciprocal
     and delta = rowsum(dO O), each (B, outputs, H) float32.
     """
-    b, _, t, h = _rows(tiles, H, M, G)
+    b, tile, first_head = _place(tiles, M, G, H)
     batch = b.to(tl.int64)
     n = length_of(lengths, b, frames, lengths is not None)
+    row = tl.arange(0, M * G)
+    t, h = tile * M + row // G, first_head + row % G
     inside = (t < outputs) & (h < H)
     i = tl.where(inside, t, 0) * STRIDE
     present = inside & (i < n)
@@ -105,7 +112,7 @@ def _forward(
     value_rows = values + batch * v_b + (head * v_h)[:, None]
     total, high, inverse = _attend(
         scores + batch * s_b + head * s_h, value_rows, bias + head * bias_h, s_t, v_t, i, n, present, left, size,
-        UNROLL, D, DP, CIRCULAR,
+        D, DP, CIRCULAR,
     )  # fmt: skip
     if out is not None:
         store_rows(out + batch * outputs * H * D + (head * D)[:, None], t, inside, H * D, total, D, DP)
@@ -121,29 +128,32 @@ def _forward(
 def _backward(
     scores, values, bias, lengths, grad_out, highest, reciprocal, delta, dscores, dvalues, partial,
     s_b, s_t, s_h, v_b, v_t, v_h, do_b, do_t, do_h, bias_h, frames, outputs, tiles, back, first, last, chunks,
-    UNROLL: tl.constexpr, STRIDE: tl.constexpr, M: tl.constexpr, G: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
-    DP: tl.constexpr, CIRCULAR: tl.constexpr,
+    STRIDE: tl.constexpr, M: tl.constexpr, G: tl.constexpr, H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    CIRCULAR: tl.constexpr,
 ):  # fmt: skip
-    """One program M keys of G heads, from the outputs that see them under the bias columns [first, last). The last
-    column comes first, of query j - back, and then column by column the next query.
+    """One program M keys of G heads, as M G rows, from the outputs that see them under the bias columns [first, last).
+    The last column comes first, of query j - back; then column by column the next query.
 
-    Written are dscores (B, T, H) and dvalues (B, T, H, D) of the keys, unless these are None, and the program's sums of
-    the bias gradient, into partial (H, last - first, chunks), a chunk being a tile of a sequence; unless that is None.
+    Written are dscores (B, T, H) and dvalues (B, T, H, D) of the keys, unless these are None; and unless partial is,
+    the program's sums of the bias gradient, into partial (H, last - first, chunks): a chunk is a tile of a sequence.
     """
-    b, tile, j, h = _rows(tiles, H, M, G)
+    b, tile, first_head = _place(tiles, M, G, H)
     batch = b.to(tl.int64)
-    head = h.to(tl.int64)
     n = length_of(lengths, b, frames, lengths is not None)
+    row = tl.arange(0, M * G)
+    j, h = tile * M + row // G, first_head + row % G
     present = (j < n) & (h < H)
+    head = h.to(tl.int64)
     bias += head * bias_h
     do_rows = grad_out + batch * do_b + (head * do_h)[:, None]
     value = load_rows(values + batch * v_b + (head * v_h)[:, None], j, present, v_t, D, DP, True)
     score = tl.load(scores + batch * s_b + head * s_h + j.to(tl.int64) * s_t, mask=present, other=0.0).to(tl.float32)
     dvalue = tl.zeros((M * G, DP), tl.float32)
     dscore = tl.zeros((M * G,), tl.float32)
+    limit = tl.where(present, n, 0)
     i = _back(j, back, n, CIRCULAR)
-    for step in tl.range(0, last - first, loop_unroll_factor=UNROLL):
-        seen = present & (i >= 0) & (i < n) & (i % STRIDE == 0)
+    for step in range(last - first):
+        seen = _within(i, limit) & (i % STRIDE == 0)
         t = i // STRIDE
         at = (batch * outputs + t) * H + h
         logit = score + tl.load(bias + (last - 1 - step), mask=seen, other=0.0).to(tl.float32)
@@ -156,11 +166,9 @@ def _backward(
             dvalue += weight[:, None] * do
             dscore += dlogit
         if partial is not None:
-            g = tl.arange(0, G)
-            sums = tl.sum(tl.reshape(dlogit, (M, G)), 0)
-            of_group = tl.program_id(0) % ((H + G - 1) // G) * G + g
-            row = (of_group.to(tl.int64) * (last - first) + (last - first - 1 - step)) * chunks
-            tl.store(partial + row + (batch * tiles + tile), sums, mask=of_group < H)
+            g = first_head + tl.arange(0, G)
+            place = (g.to(tl.int64) * (last - first) + (last - first - 1 - step)) * chunks + (batch * tiles + tile)
+            tl.store(partial + place, tl.sum(tl.reshape(dlogit, (M, G)), 0), mask=g < H)
         i = _next(i, n, CIRCULAR)
     if dvalues is not None:
         inside = (j < frames) & (h < H)
@@ -219,7 +227,7 @@ def _plan(values: Tensor, left: int, right: int, stride: int, boundary: str) -> 
     stride = min(stride, frames)
     config = tile_config(heads, dim, values.element_size())
     constants = {
-        "UNROLL": unrolled(left + right + 1), "STRIDE": stride, "M": config.frames, "G": config.heads, "H": heads,
+        "STRIDE": stride, "M": config.frames, "G": config.heads, "H": heads,
         "D": dim, "DP": padded(dim), "CIRCULAR": boundary == "circular",
         "num_warps": config.warps, "enable_fp_fusion": True,  # said, for Triton's default changes
     }  # fmt: skip
@@ -281,7 +289,7 @@ def qna_attention_backward(
     boundary: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of scores, values and rel_bias: reference.qna_attention_backward."""
-    batch, frames, heads, dim = values.shape
+    batch, frames, heads = scores.shape
     plan = _plan(values, left, right, stride, boundary)
     dscores, dvalues = scores.new_empty(scores.shape), values.new_empty(values.shape)
     dbias = torch.empty_like(rel_bias, memory_format=torch.contiguous_format)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..kernels import Schedule, affine_step, philox_normal
 from ..kernels.denoise_step import check_mask
+from ..remembering import remembering
 from .graph import GraphCache, replay
 from .plan import Plan, plan_steps
 
@@ -102,6 +103,7 @@ def pieces(x: Tensor, piece: int, field: int) -> Iterator[tuple[int, int, int, T
 
 
 @torch.no_grad()
+@remembering()
 def sample(
     model: Callable[..., Tensor],
     shape: tuple[int, int, int],

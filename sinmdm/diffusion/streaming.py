@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import Schedule, affine_step, philox_normal
+from ..remembering import remembering
 from .plan import plan_steps
 from .sampling import INITIAL_STEP, call_model, check_model, check_sizes, conditions_of, usable_device
 
@@ -111,30 +112,31 @@ def stream(
         finished = _Frames(batch, 2 * chunk, features, device)
         begin = 0
         while True:
-            x, x0 = drawn(begin, new), new_x0.zero_()
-            begin += chunk
-            for i, (state, previous) in enumerate(zip(states, before, strict=True)):
-                state.push(x)
-                if previous is not None:
-                    previous.push(x0)
-                ready = state.begin + state.count - field
-                if ready <= done[i]:
-                    break
-                here = slice(done[i] - state.begin, ready - state.begin)
-                x, x0 = new[:, : ready - done[i]], new_x0[:, : ready - done[i]]
-                affine_step(
-                    state.held[:, here], call_model(model, state.held, told[i : i + 1], None)[:, here],
-                    coefficients[i : i + 1], clips=plan.clips, step=plan.timesteps[i], frame=done[i], out=x,
-                    previous_x0=None if previous is None else previous.held[:, here],
-                    x0_out=None if previous is None else x0, seed=seed if plan.draws else None, sample=samples,
-                )  # fmt: skip
-                done[i] = ready
-                over = max(ready - field - state.begin, 0)
-                for frames_held in (state, previous):
-                    if frames_held is not None:
-                        frames_held.drop(over)
-            else:
-                finished.push(x)
+            with remembering():  # for this chunk: between two of them a network may change
+                x, x0 = drawn(begin, new), new_x0.zero_()
+                begin += chunk
+                for i, (state, previous) in enumerate(zip(states, before, strict=True)):
+                    state.push(x)
+                    if previous is not None:
+                        previous.push(x0)
+                    ready = state.begin + state.count - field
+                    if ready <= done[i]:
+                        break
+                    here = slice(done[i] - state.begin, ready - state.begin)
+                    x, x0 = new[:, : ready - done[i]], new_x0[:, : ready - done[i]]
+                    affine_step(
+                        state.held[:, here], call_model(model, state.held, told[i : i + 1], None)[:, here],
+                        coefficients[i : i + 1], clips=plan.clips, step=plan.timesteps[i], frame=done[i], out=x,
+                        previous_x0=None if previous is None else previous.held[:, here],
+                        x0_out=None if previous is None else x0, seed=seed if plan.draws else None, sample=samples,
+                    )  # fmt: skip
+                    done[i] = ready
+                    over = max(ready - field - state.begin, 0)
+                    for frames_held in (state, previous):
+                        if frames_held is not None:
+                            frames_held.drop(over)
+                else:
+                    finished.push(x)
             while finished.count >= chunk:
                 yield finished.held[:, :chunk].transpose(1, 2).clone()
                 finished.drop(chunk)

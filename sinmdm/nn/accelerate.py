@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,7 @@ def accelerate(model: nn.Module, *, window: Window | Mapping[str, Window] | None
         ValueError: a window that is not as above, or the name of no such layer.
     """
     report = Report()
+    windows = {} if window is None else _windows_of(model, window)
     for name, module in model.named_modules():
         if isinstance(module, QnAAttention1d) or _is_ours(module):
             report.already.append(name)
@@ -82,8 +83,7 @@ def accelerate(model: nn.Module, *, window: Window | Mapping[str, Window] | None
             # function can be copied and pickled with it.
             module.forward = partial(_forward, module, _names(module))  # type: ignore[method-assign]
             report.replaced[name] = how
-    if window is not None:
-        _replace_multihead(model, window, report)
+    _replace_multihead(model, windows, report)
     return report
 
 
@@ -135,10 +135,13 @@ def _compare(layer: Any) -> tuple[bool, str | None]:
     if isinstance(embed, nn.Module):
         shapes += [(2, module.in_features) for module in embed.modules() if isinstance(module, nn.Linear)][:1]
     inputs = [torch.randn(shape, generator=generator).to(weight.device, weight.dtype) for shape in shapes]
+    named: dict[str, Tensor] = {}
+    if positions := _roles(_names(layer))[2]:
+        named[positions] = torch.randn(shapes[0], generator=generator).to(weight.device, weight.dtype)
     with torch.no_grad():
-        found = _forward(layer, _names(layer), *inputs)
+        found = _forward(layer, _names(layer), *inputs, **named)
         try:
-            expected = layer.forward(*inputs)
+            expected = layer.forward(*inputs, **named)
         except Exception:  # as the published layer's does in today's torch; anything may come out of a stranger's
             return False, None
     if not isinstance(expected, Tensor) or expected.shape != found.shape:
@@ -153,12 +156,23 @@ def _names(layer: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(layer.forward).parameters)
 
 
+def _roles(names: Sequence[str]) -> tuple[str, str, str]:
+    """Which of a forward's parameters are x, the timestep embedding and the positions; "" for what it does not take."""
+    x, *others = names
+    if len(others) == 1 and ("pe" in others[0] or "pos" in others[0]):
+        return x, "", others[0]
+    timesteps, positions = [*others, "", ""][:2]
+    return x, timesteps, positions
+
+
 def _forward(layer: Any, names: tuple[str, ...], *arguments: Any, **named: Any) -> Tensor:
     """The published layer's forward, of x (B, in, 1, frames) and, where given, the timestep embedding (B, E) and what
     is added to x for the keys. names: what the layer's own forward calls these three."""
     given = {**dict(zip(names, arguments, strict=False)), **named}
-    x, timesteps, positions = [given.get(name) for name in (*names, "", "")][:3]
+    x, timesteps, positions = (given.get(name) for name in _roles(names))
     assert isinstance(x, Tensor)
+    if x.shape[2] != 1:
+        raise ValueError(f"x must have one row, (batch, channels, 1, frames), got shape {tuple(x.shape)}")
     embed = getattr(layer, "timesteps_embed", None)
     query = layer.query if embed is None or timesteps is None else embed(timesteps)
     keys = folded_keys(layer.Wk, query, len(layer.rpe), getattr(layer, "normalize_q", True))
@@ -173,25 +187,38 @@ def _forward(layer: Any, names: tuple[str, ...], *arguments: Any, **named: Any) 
     return out.contiguous() if x.is_contiguous() else out
 
 
-def _replace_multihead(model: nn.Module, window: Window | Mapping[str, Window], report: Report) -> None:
-    """Replace the layers that a window is for, and say so in the report."""
-    modules = {
+def _multihead(model: nn.Module) -> dict[str, nn.Module]:
+    return {
         name: m for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention | WindowMultiheadAttention)
     }
+
+
+def _windows_of(model: nn.Module, window: Window | Mapping[str, Window]) -> dict[str, tuple[int, int]]:
+    """(left, right) by the name of the layer. Raises ValueError for what is no window, or the name of no layer."""
+    modules = _multihead(model)
     windows = window if isinstance(window, Mapping) else dict.fromkeys(modules, window)
-    made: dict[nn.Module, nn.Module] = {}
-    for name, one in windows.items():
-        sides, layer = window_sides(one), modules.get(name)
-        if layer is None:
+    if not windows and not isinstance(window, Mapping):
+        window_sides(window)
+    for name in windows:
+        if name not in modules:
             known = ", ".join(map(repr, modules)) or "there is none"
             raise ValueError(f"window is for the names of nn.MultiheadAttention layers ({known}), got {name!r}")
+    return {name: window_sides(one) for name, one in windows.items()}
+
+
+def _replace_multihead(model: nn.Module, windows: Mapping[str, tuple[int, int]], report: Report) -> None:
+    """Replace the layers that a window is for, and say so in the report."""
+    modules = _multihead(model)
+    made: dict[nn.Module, nn.Module] = {}
+    for name, sides in windows.items():
+        layer = modules[name]
         if isinstance(layer, WindowMultiheadAttention):
             report.already.append(name)
         elif layer is model:
             report.left[name] = "it is the model itself, which nothing holds that could hold another"
         else:
             try:
-                made[layer] = _windowed(layer, sides)
+                made[layer] = _windowed(cast(nn.MultiheadAttention, layer), sides)
                 report.replaced[name] = f"window_attention, window {sides}"
             except ValueError as error:
                 report.left[name] = str(error)

@@ -15,6 +15,15 @@ from ..kernels import norm_affine, philox_normal
 from .products import conv3, linear
 
 
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module's forward is its class's and nothing else, so that its weights may be used without it."""
+    hooks = (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        or nn.modules.module._has_any_global_hook()
+    )  # fmt: skip
+    return type(module) is kind and "forward" not in module.__dict__ and not hooks
+
+
 class _Product(nn.Module):
     weight: Tensor
     bias: Any

@@ -8,20 +8,24 @@ under torch.compile all this is plain PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.weak import WeakIdKeyDictionary
+
+from ..remembering import remembered
 
 ACTIVATIONS = (None, "gelu")
 _ONEDNN = torch.backends.mkldnn.is_available()
 if _ONEDNN:
     _LINEAR = torch.ops.mkldnn._linear_pointwise.default
     _LINEAR_PLUS = torch.ops.mkldnn._linear_pointwise.binary
+_DTYPES = (torch.float32, torch.bfloat16)
+if _ONEDNN and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    _DTYPES = (torch.float32,)
 CHUNK = 2560  # rows
 FEW = 256  # rows that are fewer are not worth a convolution's set-up
 
@@ -46,7 +50,7 @@ def linear(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be None or 'gelu', got {activation!r}")
     dtype = computed_in(x)
-    if not _by_onednn(x, dtype):
+    if not _by_onednn(x, dtype, weight):
         y = F.linear(x, weight.flatten(1), bias)
         if activation is not None:
             y = F.gelu(y)
@@ -58,7 +62,7 @@ def linear(
     else:
         w, b = _cast(weight, dtype).flatten(1), None if bias is None else _cast(bias, dtype)
         x = x.to(dtype)
-        if activation is None and residual is not None and residual.dtype == dtype:
+        if activation is None and residual is not None and residual.dtype == dtype and not differentiated(residual):
             return _LINEAR_PLUS(x, residual.contiguous(), w, b, "add")
         y = _product(x, w, b, activation)
     return y if residual is None else y + residual
@@ -73,7 +77,7 @@ def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tenso
         weight2, bias2: (out, hidden) and (out,).
     """
     dtype = computed_in(x)
-    if not (_by_onednn(x, dtype) and differentiated(x, weight1, bias1, weight2, bias2)):
+    if not (_by_onednn(x, dtype, weight1) and differentiated(x, weight1, bias1, weight2, bias2)):
         return linear(linear(x, weight1, bias1, activation="gelu"), weight2, bias2)
     y = _Mlp.apply(_rows(x, dtype), weight1.flatten(1), bias1, weight2.flatten(1), bias2)
     return y.view(*x.shape[:-1], len(weight2))
@@ -95,7 +99,13 @@ def conv3(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, pa
     # As images whose channels lie last in memory: there, and only there, a convolution takes the layout as it is.
     flat = weight.dim() == 3
     dtype = computed_in(x)
-    if flat and stride == 1 and padding_mode == "zeros" and _by_onednn(x, dtype) and differentiated(x, weight, bias):
+    if (
+        flat
+        and stride == 1
+        and padding_mode == "zeros"
+        and _by_onednn(x, dtype, weight)
+        and differentiated(x, weight, bias)
+    ):
         return _Conv3.apply(x.to(dtype), weight, bias)
     if flat:
         x, weight = x.unsqueeze(1), weight.unsqueeze(2)
@@ -109,18 +119,22 @@ def conv3(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, pa
 
 def computed_in(x: Tensor) -> torch.dtype:
     """The dtype of a product of x: its own, or autocast's."""
+    return torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
+
+
+def _autocasts(x: Tensor) -> bool:
     device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return x.dtype
-    return x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(device)
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return enabled and x.dtype != torch.float64
 
 
-def _by_onednn(x: Tensor, dtype: torch.dtype) -> bool:
+def _by_onednn(x: Tensor, dtype: torch.dtype, weight: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()  # first: what follows cannot all be compiled
         and _ONEDNN
         and x.device.type == "cpu"
-        and dtype in (torch.float32, torch.bfloat16)
+        and dtype in _DTYPES
+        and (weight.dtype == dtype or _autocasts(x))  # else F.linear says what is wrong
         and x.numel() > 0
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
@@ -130,24 +144,6 @@ def _by_onednn(x: Tensor, dtype: torch.dtype) -> bool:
 def differentiated(*tensors: Tensor | None) -> bool:
     """Whether a gradient may be asked of what is made of these."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
-_made = WeakIdKeyDictionary()  # parameter -> {what: (the parameters' versions and places, what was made of them)}
-
-
-def remembered(what: object, parameters: Sequence[Tensor], make: Callable[[], Any]) -> Any:
-    """make(), for use without gradients: kept until one of the parameters changes.
-
-    A sampler's steps would otherwise each make it again.
-    """
-    if torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
-        return make()
-    stamp = [(p._version, p.data_ptr()) for p in parameters]
-    own = _made.setdefault(parameters[0], {})
-    if what not in own or own[what][0] != stamp:
-        with torch.no_grad():
-            own[what] = stamp, make()
-    return own[what][1]
 
 
 def _cast(parameter: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels import qna_attention
+from ..remembering import remembered
 from .checks import check_at_least
-from .layers import Linear, Pointwise2d
-from .products import computed_in, differentiated, linear, remembered
+from .layers import Linear, Pointwise2d, is_plain
+from .products import computed_in, differentiated, linear
 
 
 class QnAAttention1d(nn.Module):
@@ -120,7 +121,8 @@ class QnAAttention1d(nn.Module):
             residual: (B, frames, output), added to the result.
         """
         parameters = [p for p in (self.Wk, self.query, self.to_v.weight, self.to_v.bias) if p is not None]
-        if keys is None and positions is None and not differentiated(x, *parameters):
+        alone = keys is None and positions is None and is_plain(self.to_v, Pointwise2d)
+        if alone and not differentiated(x, *parameters):
             dtype = computed_in(x)
             weight, bias = remembered(("scores and values", dtype), parameters, lambda: self._together(dtype))
             scores, values = linear(x, weight, bias).tensor_split([self.heads], -1)

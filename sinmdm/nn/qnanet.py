@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..kernels import norm_affine
 from .checks import check_at_least, check_ignored, check_probability
 from .denoiser import Denoiser
-from .layers import Linear, Pointwise2d
+from .layers import Linear, Pointwise2d, is_plain
 from .products import linear, mlp
 from .qna import QnAAttention1d, channels_last
 
@@ -54,7 +54,8 @@ class Mlp(nn.Module):
         self.conv2 = Pointwise2d(4 * channels, channels, 1)
 
     def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        if residual is None or torch.is_grad_enabled():
+        fused = torch.is_grad_enabled() and all(is_plain(conv, Pointwise2d) for conv in (self.conv1, self.conv2))
+        if fused:
             y = mlp(x, self.conv1.weight, self.conv1.bias, self.conv2.weight, self.conv2.bias)
             return y if residual is None else y + residual
         return self.conv2(self.conv1(x, activation="gelu"), residual=residual)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..kernels import norm_affine
 from .attention import WindowAttention
-from .layers import Dropout, Linear
+from .layers import Dropout, Linear, is_plain
 from .products import mlp
 
 MAX_PERIOD = 10_000.0
@@ -46,9 +46,14 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, -1)
         h = self.attention(_modulated(x, shift1, scale1), lengths)
         x = torch.addcmul(x, gate1[:, None], self.dropout(h))
-        first, second = (cast(Linear, self.mlp[i]) for i in (0, 2))
-        h = mlp(_modulated(x, shift2, scale2), first.weight, first.bias, second.weight, second.bias)
+        h = self._mlp(_modulated(x, shift2, scale2))
         return torch.addcmul(x, gate2[:, None], self.dropout(h))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        first, second = (cast(Linear, self.mlp[i]) for i in (0, 2))
+        if is_plain(first, Linear) and is_plain(second, Linear) and is_plain(self.mlp, nn.Sequential):
+            return mlp(x, first.weight, first.bias, second.weight, second.bias)
+        return self.mlp(x)
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

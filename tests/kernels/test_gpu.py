@@ -144,17 +144,23 @@ def test_window_attention(sizes: tuple[int, ...], options: dict, dtype: torch.dt
 @pytest.mark.parametrize("backend", GPU_BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("frames", "options"),
+    ("sizes", "options"),
     [
-        (150, {"window": 1}),  # the networks' own
-        (150, {"window": (1, 2), "stride": 2, "lengths": [150, 31]}),
-        (300, {"window": 3, "boundary": "circular", "lengths": [300, 5]}),
+        ((150, 4, 32), {"window": 1}),  # the networks' own
+        ((648, 4, 32), {"window": 7}),
+        ((150, 4, 32), {"window": (1, 2), "stride": 2, "lengths": [150, 31]}),
+        ((300, 4, 32), {"window": 3, "boundary": "circular", "lengths": [300, 5]}),
+        ((100, 3, 20), {"window": (130, 40), "stride": 3}),  # heads and channels that are no power of two; all is seen
+        ((100, 20, 5), {"window": (4, 3), "boundary": "circular", "stride": 2, "lengths": [100, 0]}),
+        ((600, 1, 1), {"window": 2}),
+        ((70, 2, 256), {"window": (0, 3)}),
     ],
     ids=str,
 )
-def test_qna_attention(frames: int, options: dict, dtype: torch.dtype, backend: str) -> None:
-    columns = 4 if options["window"] == (1, 2) else 2 * options["window"] + 1
-    inputs = [torch.randn(2, frames, 4), torch.randn(2, frames, 4, 32), torch.randn(4, columns)]
+def test_qna_attention(sizes: tuple[int, int, int], options: dict, dtype: torch.dtype, backend: str) -> None:
+    frames, heads, dim = sizes
+    left, right = options["window"] if isinstance(options["window"], tuple) else (options["window"],) * 2
+    inputs = [torch.randn(2, frames, heads), torch.randn(2, frames, heads, dim), torch.randn(heads, left + right + 1)]
     lengths = options.get("lengths")
 
     def function(name: str) -> Callable:
@@ -313,6 +319,33 @@ def test_window_attention_leaves_rows_alone_that_see_no_infinity(window: int, dt
         far = [i for i in range(300) if abs(i - 100) > 2 * window + 2]
         assert torch.equal(actual["out"][:, far], clean["out"][:, far]), x.shape
         assert all(actual[name][:, far].isfinite().all() for name in ("gradient 0", "gradient 1", "gradient 2"))
+        assert not actual["out"].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("boundary", ["clip", "circular"])
+def test_qna_attention_leaves_frames_alone_that_see_no_infinity(
+    boundary: str, dtype: torch.dtype, backend: str
+) -> None:
+    takes("qna_attention", backend, dtype)
+    inputs, weight = [torch.randn(1, 300, 4), torch.randn(1, 300, 4, 32), torch.randn(4, 8)], torch.randn(1, 300, 4, 32)
+
+    def results(scores: Tensor, values: Tensor) -> dict[str, Tensor]:
+        return with_gradients(
+            lambda *x: qna_attention(*x, window=(3, 4), boundary=boundary, backend=backend),
+            on("cuda", [scores, values], dtype) + on("cuda", inputs[2:]), weight,
+        )  # fmt: skip
+
+    clean = results(*inputs[:2])
+    for place in range(2):  # scores, values
+        poisoned = [x.clone() for x in inputs[:2]]
+        poisoned[place][0, 100, 1] = (torch.nan, torch.inf)[place]
+        actual = results(*poisoned)
+        far = [i for i in range(300) if abs(i - 100) > 14]
+        assert all(
+            torch.equal(actual[name][:, far], clean[name][:, far]) for name in ("out", "gradient 0", "gradient 1")
+        )
         assert not actual["out"].isfinite().all()
 
 

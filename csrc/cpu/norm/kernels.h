@@ -115,7 +115,7 @@ SINMDM_KERNEL void row_statistics(const Problem& p, const C* row, int64_t count,
   }
   C rest = 0;
   for (; c < count; ++c) rest += (row[c] - mean) * (row[c] - mean);
-  rstd = 1 / std::sqrt((total_of<C>(squares) + rest) / count + static_cast<C>(p.eps));
+  rstd = static_cast<C>(1 / std::sqrt(static_cast<double>(total_of<C>(squares) + rest) / count + p.eps));
 }
 
 // Sums over a group's channels to each of its channels, divided by its size.
