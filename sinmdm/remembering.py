@@ -31,8 +31,8 @@ def remembering() -> Iterator[None]:
 def remembered(what: object, parameters: Sequence[Tensor], make: Callable[[], Any]) -> Any:
     """make(), without gradients; inside `remembering` once for each `what` and parameters.
 
-    Parameters that are no plain ones of a CPU are not kept: what a hook or a parametrization makes is another tensor every
-    time, and a CUDA graph would outlive what it read.
+    What is made of other tensors than plain parameters on a CPU is not kept: what a hook or a parametrization makes is
+    another tensor every time, and a CUDA graph would outlive what it read.
     """
     memory = _memory.get()
     if memory is None or torch.compiler.is_compiling():

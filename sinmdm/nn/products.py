@@ -23,7 +23,7 @@ _ONEDNN = torch.backends.mkldnn.is_available()
 if _ONEDNN:
     _LINEAR = torch.ops.mkldnn._linear_pointwise.default
     _LINEAR_PLUS = torch.ops.mkldnn._linear_pointwise.binary
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
 if _ONEDNN and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
     _DTYPES = (torch.float32,)
 CHUNK = 2560  # rows
