@@ -34,8 +34,10 @@ def remembered(what: object, parameters: Sequence[Tensor], make: Callable[[], An
     What is made of other tensors than plain parameters on a CPU is not kept: what a hook or a parametrization makes is
     another tensor every time, and a CUDA graph would outlive what it read.
     """
+    if torch.compiler.is_compiling():  # first: what follows cannot be compiled
+        return make()
     memory = _memory.get()
-    if memory is None or torch.compiler.is_compiling():
+    if memory is None:
         return make()
     if not all(type(p) is nn.Parameter and p.device.type == "cpu" for p in parameters):
         return make()

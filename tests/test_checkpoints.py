@@ -163,7 +163,7 @@ def bad(tmp_path: Path) -> dict:
         "more layers": (lambda: arguments(layers=3), r"hierarchy_blocks\.h0\.2\.norm1\.weight is missing"),
         "heads that do not divide": (lambda: arguments(head_dim=3), "head_dim must divide latent_dim = 8"),
         "a schedule that is not there": (lambda: arguments(noise_schedule="sqrt"), "schedule must be one of"),
-        "no clip": (lambda: (tmp_path / "save" / "one.npy").unlink(), r"give the motion.*--motion"),
+        "no clip": (lambda: (tmp_path / "save" / "one.npy").unlink(), r"give the one.*--motion"),
         "code in it": (lambda: raw(pickle.dumps({"input_proj.weight": Evil()})), "not a state dict of plain tensors"),
         "damaged": (lambda: raw(b"PK\x03\x04 nonsense"), "not a state dict"),
         "an array as joints": (lambda: arguments(dataset="mixamo"), "mixamo is a clip of joints"),

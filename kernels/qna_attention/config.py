@@ -12,21 +12,22 @@ MOST_HEADS = 8
 TILE = 8192  # bytes: 32 frames of that. A window of K frames loads K - 1 more, which the neighbour has loaded as well
 LEAST_FRAMES = 16  # of wider heads, in larger tiles, for else these would be mostly what the neighbour loads
 MOST_ROWS = 256  # of narrow heads: each row has a score, a bias and a weight to itself, however short it is
-# Bytes of a thread: two loads of 16. Four, and half the warps, take a quarter less instructions in the backward, but so
+# Bytes of a thread: four loads of 16, or two. With four it has a quarter less to do beside them; but in the backward so
 # many registers that 12 warps fit a multiprocessor, and not 24.
-THREAD = 32
+FORWARD_THREAD, BACKWARD_THREAD = 64, 32
 
 
 @dataclass(frozen=True)
 class Config:
-    """A tile of `frames` by `heads`, both powers of two, and Triton's launch option num_warps.
+    """A tile of `frames` by `heads`, both powers of two, and Triton's launch option num_warps for either direction.
 
     frames: outputs in the forward, keys in the backward.
     """
 
     frames: int
     heads: int
-    warps: int
+    forward_warps: int
+    backward_warps: int
 
 
 def padded(size: int) -> int:
@@ -40,4 +41,5 @@ def tile_config(heads: int, head_dim: int, itemsize: int) -> Config:
     together = min(padded(heads), MOST_HEADS, max(1, LINE // head))
     row = together * head
     frames = max(LEAST_FRAMES, min(MOST_ROWS // together, TILE // row))
-    return Config(frames, together, max(4, frames * row // (32 * THREAD)))
+    warps = (max(4, frames * row // (32 * thread)) for thread in (FORWARD_THREAD, BACKWARD_THREAD))
+    return Config(frames, together, *warps)

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..window_attention.triton_tiles import length_of, load_rows, store_rows
-from .config import padded, tile_config
+from .config import Config, padded, tile_config
 
 
 @triton.jit
@@ -197,25 +197,27 @@ class _Plan:
     """A call as the kernels take it: what is left of its window, and how it is cut.
 
     cut: bias columns before the first that any query meets, where the window is wider than the sequence.
-    outputs: of a sequence. constants: the kernels' constants and launch options.
+    outputs: of a sequence. forward, backward: the kernels' constants and launch options.
     """
 
     cut: int
     left: int
     right: int
     outputs: int
-    constants: dict
+    config: Config
+    forward: dict
+    backward: dict
 
     @property
     def columns(self) -> int:
         return self.left + self.right + 1
 
     def tiles(self, frames: int) -> int:
-        return triton.cdiv(frames, self.constants["M"])
+        return triton.cdiv(frames, self.config.frames)
 
-    def grid(self, batch: int, frames: int) -> tuple[int]:
+    def grid(self, batch: int, frames: int, heads: int) -> tuple[int]:
         """Programs for so many outputs or keys of each sequence."""
-        return (batch * self.tiles(frames) * triton.cdiv(self.constants["H"], self.constants["G"]),)
+        return (batch * self.tiles(frames) * triton.cdiv(heads, self.config.heads),)
 
 
 def _plan(values: Tensor, left: int, right: int, stride: int, boundary: str) -> _Plan:
@@ -229,9 +231,10 @@ def _plan(values: Tensor, left: int, right: int, stride: int, boundary: str) -> 
     constants = {
         "STRIDE": stride, "M": config.frames, "G": config.heads, "H": heads,
         "D": dim, "DP": padded(dim), "CIRCULAR": boundary == "circular",
-        "num_warps": config.warps, "enable_fp_fusion": True,  # said, for Triton's default changes
+        "enable_fp_fusion": True,  # said, for Triton's default changes
     }  # fmt: skip
-    return _Plan(cut, left, right, triton.cdiv(frames, stride), constants)
+    forward, backward = (constants | {"num_warps": warps} for warps in (config.forward_warps, config.backward_warps))
+    return _Plan(cut, left, right, triton.cdiv(frames, stride), config, forward, backward)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -270,9 +273,9 @@ def qna_attention(
         return out
     operands = _operands(plan, scores, values, rel_bias, lengths)
     with torch.cuda.device_of(values):
-        _forward[plan.grid(batch, plan.outputs)](
+        _forward[plan.grid(batch, plan.outputs, heads)](
             *operands, out, None, None, None, None, *_strides(*operands[:3]), frames, plan.outputs,
-            plan.tiles(plan.outputs), plan.left, plan.columns, **plan.constants,
+            plan.tiles(plan.outputs), plan.left, plan.columns, **plan.forward,
         )  # fmt: skip
     return out
 
@@ -308,15 +311,15 @@ def qna_attention_backward(
     partial = statistics.new_empty(heads * min(most, plan.columns) * batch * tiles)
 
     def through_keys(first: int, last: int, gradients: tuple[Tensor | None, Tensor | None], sums: bool) -> None:
-        _backward[plan.grid(batch, frames)](
+        _backward[plan.grid(batch, frames, heads)](
             *operands, grad_out, *statistics, *gradients, partial if sums else None, *strides, frames, plan.outputs,
-            tiles, plan.right - (plan.columns - last), first, last, batch * tiles, **plan.constants,
+            tiles, plan.right - (plan.columns - last), first, last, batch * tiles, **plan.backward,
         )  # fmt: skip
 
     with torch.cuda.device_of(values):
-        _forward[plan.grid(batch, plan.outputs)](
+        _forward[plan.grid(batch, plan.outputs, heads)](
             *operands, None, grad_out, *statistics, *strides, frames, plan.outputs, plan.tiles(plan.outputs),
-            plan.left, plan.columns, **plan.constants,
+            plan.left, plan.columns, **plan.forward,
         )  # fmt: skip
         together = plan.columns <= most
         if not together:
