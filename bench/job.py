@@ -5,10 +5,11 @@ import os
 import torch
 from torch import Tensor, nn
 
+from sinmdm.batches import Crops
 from sinmdm.motion import Normalizer, layout_for
 from sinmdm.nn import WindowTransformer
 from sinmdm.presets import PRESETS
-from sinmdm.training import Crops, Trainer
+from sinmdm.training import Trainer
 
 from . import peers
 from .case import Build, Case, Function, Inputs, Op, Variant
@@ -95,7 +96,7 @@ def _step(preset: str, *, backend: str | None = None, exact: bool = False) -> Bu
         normalizer = Normalizer.fit(clip, layout)
         trainer = Trainer(
             network=(_InFloat64(network) if exact else network).to(device),
-            crops=Crops(clip, layout, normalizer, settings, seed=0),
+            batches=Crops(clip, layout, normalizer, settings, seed=0),
             schedule=settings.noise_schedule(),
             preset=settings,
             precision="float32",

@@ -32,8 +32,10 @@ SAMPLES = 4
 
 
 def train_and_keep(clip: Path, recipe: str, arguments: argparse.Namespace, folder: Path) -> list[Path]:
-    """Run `sinmdm train`; the folders of what it saved on the way, in order."""
+    """Run `sinmdm train`, unless it was already; the folders of what it saved on the way, in order."""
     run = folder / recipe
+    if run.exists():
+        return sorted(folder.glob(f"{recipe}-[0-9]*"))
     command = [
         sys.executable, "-m", "sinmdm", "train", str(clip), "--out", str(run), "--preset", arguments.preset,
         "--recipe", recipe, "--layout", "mixamo", "--repr", "6d", "--minutes", str(arguments.minutes),
@@ -118,14 +120,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--steps", type=int, help="sample with so many steps of DDIM where the preset has more")
     parser.add_argument("--every", type=int, default=1, help="measure every so manieth save (default all)")
+    parser.add_argument("--runs", type=Path, help="folder to keep the runs in; those that are there are measured again")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        saved = {
-            recipe: train_and_keep(arguments.clip, recipe, arguments, Path(scratch)) for recipe in arguments.recipes
-        }
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = arguments.runs or Path(temporary)
+        scratch.mkdir(parents=True, exist_ok=True)
+        saved = {recipe: train_and_keep(arguments.clip, recipe, arguments, scratch) for recipe in arguments.recipes}
         for recipe, folders in saved.items():
             chosen = folders[:: -arguments.every][::-1]  # the last in any case
             points = []
@@ -137,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
             settings = json.loads((folders[-1] / CONFIG).read_text())["preset"]
             results[recipe] = {
                 "settings": settings,
-                "losses": losses(Path(scratch) / recipe / LOG),
+                "losses": losses(scratch / recipe / LOG),
                 "points": points,
                 "seconds_to_goal": reached(points),
             }
