@@ -6,7 +6,6 @@ and gradients are compared. Results go to bench/results as JSON.
 """
 
 import argparse
-import contextvars
 import os
 import subprocess
 import sys
@@ -96,9 +95,13 @@ def denoising_calls(preset: str, samples: int, frames: int) -> dict[str, Call]:
 
 def _in_a_sampling(call: Call) -> Call:
     """The call as one of the many of a sampling, in which a network's parameters do not change."""
-    context = contextvars.copy_context()
-    context.run(remembering().__enter__)
-    return lambda: context.run(call)
+    memory: dict = {}
+
+    def run() -> tuple[Tensor, ...]:
+        with remembering(memory):
+            return call()
+
+    return run
 
 
 def _autocast(precision: str) -> torch.autocast:

@@ -19,9 +19,12 @@ _memory: ContextVar[dict[Any, Any] | None] = ContextVar("sinmdm_memory", default
 
 
 @contextlib.contextmanager
-def remembering() -> Iterator[None]:
-    """Keep what `remembered` makes until the end of the block. The parameters must not change in it."""
-    token = _memory.set({})
+def remembering(memory: dict[Any, Any] | None = None) -> Iterator[None]:
+    """Keep what `remembered` makes until the end of the block. The parameters must not change in it.
+
+    memory: where to keep it; that of an earlier block goes on from there.
+    """
+    token = _memory.set({} if memory is None else memory)
     try:
         yield
     finally:
