@@ -284,7 +284,8 @@ def plot(cases: list[dict], path: Path) -> str | None:
         ("window_attention, forward + backward", "T", lambda c: c["backward"] and c["shape"]["w"] == 16),
         ("window_attention, forward, T 4096", "w", lambda c: not c["backward"] and c["shape"]["T"] == 4096),
     ):
-        on_gpu = any(c["dtype"] == "bfloat16" and c["shape"].get("B", 1) > 1 for c in cases)
+        attention = (c for c in cases if c["op"] == "window_attention")
+        on_gpu = any(c["dtype"] == "bfloat16" and c["shape"]["B"] > 1 for c in attention)
         usual = {"dtype": "bfloat16" if on_gpu else "float32", "B": 8 if on_gpu else 1, "H": 8, "D": 64}
         points = [
             c

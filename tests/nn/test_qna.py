@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conformance import assert_vector, filled, motion, naive_qna
@@ -476,20 +477,32 @@ class TestConditions:
         sample(network, (2, 5, 20), Schedule.cosine(10), seed=0, steps=4)
         assert asked == [4]
 
-    def test_the_published_sampler_draws_its_motions(self) -> None:
-        """specs §8.2, plain. What randn_like draws depends on the order of memory, which in the published code is that
-        of its network's results after the first step."""
+    @pytest.mark.parametrize(
+        ("edited", "total", "mean", "first"),
+        [
+            (False, -859.3716, 2.171134, [-2.22362, -2.30144, -2.02276, -2.19994]),
+            (True, -733.1176, 1.853838, [0.49603, -1.63949, -0.92162, -1.61847]),
+        ],
+        ids=["plain", "in-betweening"],
+    )
+    def test_the_published_sampler_draws_its_motions(
+        self, edited: bool, total: float, mean: float, first: list[float]
+    ) -> None:
+        """specs §8.2. What randn_like draws depends on the order of memory, which in the published code is that of its
+        network's results after the first step."""
         network, shape = filled(QnANet(174, num_layers=2)), (2, 174, 24)
+        ramps = [0.6, 0.5, 0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4, 0.5]
+        known = torch.from_numpy(np.random.RandomState(1).randn(*shape)).float()
+        edit = {"known": known, "mask": torch.tensor([*ramps[0], *[0.0] * 13, *ramps[1]])} if edited else {}
 
         def noise(step: int) -> Tensor:
             return torch.randn(shape) if step >= 19 else torch.randn_like(torch.empty(2, 24, 174).transpose(1, 2))
 
         torch.manual_seed(7)
-        out = sample(network, shape, Schedule.cosine(20), noise=noise)
-        assert out.sum().item() == pytest.approx(-859.3716, abs=5e-3)
-        assert out.abs().mean().item() == pytest.approx(2.171134, rel=2e-5)
-        expected = torch.tensor([-2.22362, -2.30144, -2.02276, -2.19994])
-        torch.testing.assert_close(out[0, 0, :4], expected, rtol=2e-5, atol=2e-5)
+        out = sample(network, shape, Schedule.cosine(20), noise=noise, **edit)
+        assert out.sum().item() == pytest.approx(total, abs=5e-3)
+        assert out.abs().mean().item() == pytest.approx(mean, rel=2e-5)
+        torch.testing.assert_close(out[0, 0, :4], torch.tensor(first), rtol=2e-5, atol=2e-5)
 
     def test_an_odd_width_has_a_zero_in_its_embedding(self) -> None:
         network = _network(latent_dim=9, head_dim=3)
