@@ -23,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .checks import check_at_least
 from .diffusion import GraphCache, Schedule, plan_steps, sample, stream
-from .diffusion.sampling import check_counts, usable_device
+from .diffusion.sampling import usable_device
 from .kernels.philox import check_seed
 from .motion import Layout, Motion, Normalizer, layout_from_dict, read_motion, writing_motion
 from .motion.atomic import replacing
@@ -221,10 +222,10 @@ class Run:
         Raises:
             ValueError: an argument that is not as above, at the call and not only at the first motion.
         """
-        check_counts(frames=frames, n=n)
+        check_at_least(1, frames=frames, n=n)
         if batch_size is None:
             batch_size = max(1, min(DEFAULT_BATCH, DEFAULT_FRAMES // frames))
-        check_counts(batch_size=batch_size)
+        check_at_least(1, batch_size=batch_size)
         where = device_named(device)
         options: dict[str, Any] = {
             "sampler": sampler,

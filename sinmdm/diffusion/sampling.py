@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_at_least
 from ..kernels import Schedule, affine_step, philox_normal
 from ..kernels.denoise_step import check_mask
 from ..remembering import remembering
@@ -45,16 +46,9 @@ def usable_device(device: torch.device | str | None) -> torch.device:
     return named
 
 
-def check_counts(**counts: int) -> None:
-    """Raise ValueError, by name, unless each is an int of 1 or more."""
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an int >= 1, got {value!r}")
-
-
 def check_sizes(model: Callable[..., Tensor], features: int, first_sample: int, *, batch: int, **counts: int) -> None:
     """Raise ValueError unless the sizes of what is asked of `model` are possible, by name."""
-    check_counts(features=features, **counts)
+    check_at_least(1, features=features, **counts)
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 0:
         raise ValueError(f"batch must be an int >= 0, got {batch!r}")
     if getattr(model, "features", features) != features:

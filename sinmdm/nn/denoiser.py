@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import cast
 
@@ -14,7 +15,7 @@ from .layers import Linear
 from .transformer import timestep_embedding
 
 
-class Denoiser(nn.Module):
+class Denoiser(nn.Module, ABC):
     """A network whose blocks are told of the timestep by linear projections of its embedding.
 
     features: of a motion. receptive_field: frames on each side that a frame depends on; None where that is all of them,
@@ -30,13 +31,13 @@ class Denoiser(nn.Module):
         """Set the embedding: `width` numbers of a timestep to 4 width."""
         self.time_embed = nn.Sequential(Linear(width, 4 * width), nn.SiLU(), Linear(4 * width, 4 * width))
 
+    @abstractmethod
     def _conditions(self, embedded: Tensor) -> Iterable[Tensor]:
         """What each block is told, (N, ...), of SiLU(embedding) (N, 4 width)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _denoise(self, x: Tensor, conditions: Tensor, lengths: Tensor | None) -> Tensor:
         """x (B, frames, features) to its shape; conditions (B or 1, ...)."""
-        raise NotImplementedError
 
     def conditions(self, timesteps: Tensor) -> Tensor:
         """All that the network makes of timesteps (N,): (N, numbers), what each block is told, one after the other.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_at_least
 from ..kernels import qna_attention
 from ..remembering import remembered
-from .checks import check_at_least
 from .layers import Linear, Pointwise2d, is_plain
 from .products import computed_in, differentiated, linear
 

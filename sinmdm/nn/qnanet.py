@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_at_least, check_ignored, check_probability
 from ..kernels import norm_affine
-from .checks import check_at_least, check_ignored, check_probability
 from .denoiser import Denoiser
 from .layers import Linear, Pointwise2d, is_plain
 from .products import linear, mlp

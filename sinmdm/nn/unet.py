@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .checks import check_at_least, check_ignored
+from ..checks import check_at_least, check_ignored
 from .denoiser import Denoiser
 from .layers import Conv1d, Conv2d, Dropout, GroupNorm, Linear, Pointwise1d, Pointwise2d
 from .qna import QnAAttention1d

@@ -1,4 +1,4 @@
-"""Checks of the published networks' arguments."""
+"""Checks of arguments, each by its name."""
 
 from __future__ import annotations
 
