@@ -1,4 +1,4 @@
-// Launchers of the CUDA kernels, callable from plain C++: no torch and no CUDA header. Each returns a cudaError_t.
+// The CUDA kernels as plain C++ sees them: no torch and no CUDA header. A launcher returns a cudaError_t.
 #pragma once
 
 #include <cstdint>

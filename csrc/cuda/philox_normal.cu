@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "philox.h"
 
@@ -62,8 +63,7 @@ int launch_philox_normal(uint64_t seed, const int64_t* step, const int64_t* samp
   const int64_t blocks = (frames * channels / 4 + 1 + kThreads) / kThreads;
   const dim3 grid(static_cast<unsigned>(std::min(blocks, kMaxBlocks)),
                   static_cast<unsigned>(std::min<int64_t>(rows, kMaxBlocks - 1)));
-  philox_normal_kernel<<<grid, kThreads, 0, stream>>>(seed, step, sample, frame, rows, frames, channels, out);
-  return cudaGetLastError();
+  return launch(philox_normal_kernel, grid, kThreads, 0, stream, seed, step, sample, frame, rows, frames, channels, out);
 }
 
 }  // namespace sinmdm::cuda
