@@ -20,7 +20,11 @@ struct Words {
 
 SINMDM_INLINE Words philox4x32_10(Words c, uint64_t seed) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+#ifdef __CUDACC__
+#pragma unroll
+#else
 #pragma GCC unroll 10
+#endif
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = static_cast<uint64_t>(0xD2511F53u) * c.x0;
     const uint64_t product1 = static_cast<uint64_t>(0xCD9E8D57u) * c.x2;

@@ -68,8 +68,9 @@ def _native_backward(*arguments):  # type: ignore[no-untyped-def]
     return *gradients, dbias if rel_bias is None else dbias.to(rel_bias.dtype)
 
 
-_dispatch.register("window_attention", "cpu", _native, names(FLOAT_DTYPES))
-_dispatch.register("window_attention_backward", "cpu", _native_backward, names(FLOAT_DTYPES))
+for _backend in ("cpu", "cuda"):
+    _dispatch.register("window_attention", _backend, _native, names(FLOAT_DTYPES))
+    _dispatch.register("window_attention_backward", _backend, _native_backward, names(FLOAT_DTYPES))
 
 
 def _triton(*arguments):  # type: ignore[no-untyped-def]

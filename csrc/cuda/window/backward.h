@@ -1,0 +1,374 @@
+// window_attention, backward, with P the weights and dP = dO V^T: dS = P (dP - delta), delta = rowsum(P dP) - dlse;
+// dQ = scale dS K, dK = scale dS^T Q, dV = P^T dO, and the bias gets the sums of dS along its diagonals (Dao et al.
+// 2022, appendix B).
+//
+// A block owns kOwn frames. As queries they meet the slots that they see, and give dQ and their share of the bias
+// gradient; as keys they meet the queries that see them, and give dK and dV. Where one block does all of this, every
+// operand comes from device memory once, and neighbours' rows from the second cache; nothing is atomic, and there is no
+// pass before it. dS of a group lies in registers in the same place for every tile, by Toeplitz: its sums over a walk
+// of tiles are added up along their diagonals only at the walk's end, to one row of numbers a block, and those rows are
+// added up in a fixed order.
+#pragma once
+
+#include "cuda/window/pairs.h"
+
+namespace sinmdm::cuda::window {
+
+// What one launch computes.
+struct Work {
+  bool queries, bias, keys;
+  int tiles;      // of a sequence
+  int64_t total;  // tiles of the batch
+  int walk;       // tiles of a block
+  int groups;     // of slots, for the bias gradient where it is alone: group c is the slots 16 kGroup c further on
+};
+
+template <typename T, int kDim>
+constexpr int backward_shared_bytes() {
+  using Cut = Config<T, kDim>;
+  constexpr int kNumbers = 2 * (Cut::kOwn + Cut::kOther) * static_cast<int>(sizeof(Computed<T>));
+  constexpr int kRowsBytes = 2 * (Cut::kOwn + Cut::kOther) * Cut::kPitch * static_cast<int>(sizeof(T));
+  constexpr int kSkewed = Cut::kOwn * Cut::kDiagonals * static_cast<int>(sizeof(Computed<T>));
+  return (kRowsBytes > kSkewed ? kRowsBytes : kSkewed) + kNumbers;
+}
+
+// One block's view of its shared memory, and of the sequence that it is at.
+template <typename T, int kDim>
+struct Block {
+  using Cut = Config<T, kDim>;
+  using C = Computed<T>;
+  static constexpr auto kLog2E = static_cast<C>(1.4426950408889634);
+
+  const Backward& p;
+  C *own_lse, *own_delta, *other_lse, *other_delta;  // lse in units of log2 e
+  T *own1, *own2, *other1, *other2;                  // queries and dO, keys and values; or the other way round
+  int warp, lane, b = 0, n = 0;
+
+  __device__ __forceinline__ explicit Block(const Backward& problem)
+      : p(problem), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
+    own_lse = reinterpret_cast<C*>(shared_memory());
+    own_delta = own_lse + Cut::kOwn;
+    other_lse = own_delta + Cut::kOwn;
+    other_delta = other_lse + Cut::kOther;
+    own1 = reinterpret_cast<T*>(other_delta + Cut::kOther);
+    own2 = own1 + Cut::kOwn * Cut::kPitch;
+    other1 = own2 + Cut::kOwn * Cut::kPitch;
+    other2 = other1 + Cut::kOther * Cut::kPitch;
+  }
+
+  __device__ __forceinline__ int64_t at(int frame, int h) const {
+    return (static_cast<int64_t>(b) * p.frames + frame) * p.heads + h;
+  }
+
+  // lse and delta of the queries at `frame(r)`, whose dO is in shared memory; four lanes a row. 0 where there is none.
+  // with_delta: otherwise it is not known yet.
+  template <typename Frame>
+  __device__ __forceinline__ void load_statistics(C* lse, C* delta, const T* grads, int rows, int h, bool with_delta,
+                                                  const Frame& frame) const {
+    for (int row = threadIdx.x / 4; row < rows; row += Cut::kThreads / 4) {  // whole warps, as rows are
+      const int f = frame(row);
+      C sum = 0;
+      if (f >= 0 && with_delta && !Cut::kStoresDelta) {
+        const T* out = static_cast<const T*>(p.out.data) + b * p.out.batch + f * p.out.frame + h * p.out.head;
+        const T* grad = grads + row * Cut::kPitch;
+        for (int d = lane % 4 * Cut::kChunk; d < p.dim; d += 4 * Cut::kChunk) {
+          if (p.aligned) {
+            const auto o = *reinterpret_cast<const Chunk<T>*>(out + d),
+                       x = *reinterpret_cast<const Chunk<T>*>(grad + d);
+#pragma unroll
+            for (int e = 0; e < Cut::kChunk; ++e) sum += widen(o.x[e]) * widen(x.x[e]);
+          } else {
+            for (int e = d; e < min(d + Cut::kChunk, p.dim); ++e) sum += widen(out[e]) * widen(grad[e]);
+          }
+        }
+      }
+      sum = sum_of_row(sum);
+      if (lane % 4 != 0) continue;
+      C log_denominator = 0;
+      if (f >= 0) {
+        log_denominator = static_cast<const C*>(p.lse)[at(f, h)] * kLog2E;
+        // A query that sees nothing: all its scores are -inf, and so its weights become 0.
+        if (log_denominator == -static_cast<C>(INFINITY)) log_denominator = 0;
+        if (with_delta && Cut::kStoresDelta) {
+          sum = static_cast<const C*>(p.delta)[at(f, h)];
+        } else if (with_delta && p.grad_lse != nullptr) {
+          sum -= static_cast<const C*>(p.grad_lse)[at(f, h)];
+        }
+      }
+      lse[row] = log_denominator;
+      delta[row] = sum;
+    }
+  }
+
+  // What dropout does to pairs.
+  __device__ __forceinline__ void times_kept(C (&pairs)[2][4], uint32_t kept) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) pairs[i / 4][i % 4] *= (kept >> i & 1) != 0 ? static_cast<C>(p.keep_scale) : C(0);
+  }
+
+  // Calls body(j, row of the other side in shared memory, weights, dP, kept, visible) for every 16 x 16
+  // pairs of this warp's rows from own0 + 16 warp on and the other side's positions that `mine` says it meets. The
+  // other side is loaded kOther positions at a time, `count` times from `base` + kOther `first` on, of head h (queries)
+  // and kv_head (keys). fixed: only one group, whose first tile is the warp's own number; j is then the tile's number
+  // in the group.
+  template <bool kOwnIsKey, typename Body>
+  __device__ __forceinline__ void walk(int own0, int base, int first, int last, Range mine, bool fixed, int h,
+                                       int kv_head, const Body& body) {
+    const C scale = static_cast<C>(p.scale) * kLog2E;
+    const int own_w = own0 + kRows * warp, reach = p.reach, columns = p.columns;
+    const int g = lane / 4, t = lane % 4;
+    for (int chunk = first; chunk < last; ++chunk) {
+      const int other0 = base + chunk * Cut::kOther;
+      __syncthreads();  // nobody reads what was there
+      const auto frame = [&](int row) { return frame_at(p, n, other0 + row); };
+      load_rows<T, kDim>(other1, Cut::kOther, p, kOwnIsKey ? p.q : p.k, b, kOwnIsKey ? h : kv_head, frame);
+      load_rows<T, kDim>(other2, Cut::kOther, p, kOwnIsKey ? p.grad_out : p.v, b, kOwnIsKey ? h : kv_head, frame);
+      copy_async_commit();
+      copy_async_wait<0>();
+      __syncthreads();
+      if (kOwnIsKey) {
+        load_statistics(other_lse, other_delta, other2, Cut::kOther, h, true, frame);
+        __syncthreads();
+      }
+      const int sub_first = fixed ? warp : max(mine.begin - other0, 0) / kRows;
+      int sub_last = mine.begin < mine.end ? min((mine.end - other0 + kRows - 1) / kRows, Cut::kSubs) : 0;
+      if (fixed) sub_last = min(sub_last, warp + Cut::kGroup);
+      for (int sub = sub_first; sub < sub_last; sub += Cut::kGroup) {
+#pragma unroll
+        for (int j = 0; j < Cut::kGroup; ++j) {
+          if (sub + j >= sub_last) continue;
+          const int other_s = other0 + kRows * (sub + j), row = kRows * (sub + j);
+          const int offset = kOwnIsKey ? own_w - other_s + reach : other_s - own_w + reach;
+          Columns<T> bias;
+          bias.template load<kOwnIsKey ? -1 : 1>(p, h, offset, columns);
+          const uint32_t visible = visible_pairs<kOwnIsKey>(p, n, own_w, other_s, bias.inside);
+          const uint32_t kept = p.drops ? kept_pairs<kOwnIsKey>(p, n, own_w, other_s, h, b) : 0;
+          C weights[2][4], gradients[2][4];
+          products_of<T, kDim>(weights, own1 + kRows * warp * Cut::kPitch, other1 + row * Cut::kPitch);
+          products_of<T, kDim>(gradients, own2 + kRows * warp * Cut::kPitch, other2 + row * Cut::kPitch);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) {
+            const int query = kOwnIsKey ? row + 8 * (i / 4) + 2 * t + i % 2 : kRows * warp + g + i % 4 / 2 * 8;
+            const C lse = kOwnIsKey ? other_lse[query] : own_lse[query];
+            C& x = weights[i / 4][i % 4];
+            x = (visible >> i & 1) != 0 ? power_of_two(x * scale + bias.bias[i / 4][i % 4] - lse) : C(0);
+          }
+          if (p.drops) times_kept(gradients, kept);
+          body(j, row, weights, gradients, kept, visible);
+        }
+      }
+    }
+  }
+
+  // dS of pairs, 0 where they are not visible.
+  template <bool kOwnIsKey>
+  __device__ __forceinline__ void score_gradients(C (&gradients)[2][4], const C (&weights)[2][4], int row,
+                                                  uint32_t visible) const {
+    const int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int query = kOwnIsKey ? row + 8 * (i / 4) + 2 * t + i % 2 : kRows * warp + g + i % 4 / 2 * 8;
+      C& x = gradients[i / 4][i % 4];
+      x = (visible >> i & 1) != 0 ? weights[i / 4][i % 4] * (x - (kOwnIsKey ? other_delta : own_delta)[query]) : C(0);
+    }
+  }
+
+  // The queries from i0 on: their dQ, and their dS added to `sums`, of one group of slots where the bias is alone.
+  __device__ __forceinline__ void of_queries(const Work& work, int i0, int h, int slot_group,
+                                             C (&bias_sums)[Cut::kGroup][2][4]) {
+    const int kv_head = h / p.group, iw = i0 + kRows * warp;
+    const Range all = visible_slots(p, n, i0, Cut::kOwn), mine = visible_slots(p, n, iw, kRows);
+    int base = i0 - p.reach;
+    int first = (all.begin - base) / Cut::kOther;
+    int last = all.begin < all.end ? (all.end - base + Cut::kOther - 1) / Cut::kOther : first;
+    if (!work.queries) {
+      base += kRows * Cut::kGroup * slot_group;
+      const bool any = all.begin < base + Cut::kOther && all.end > base;
+      first = 0, last = any ? 1 : 0;
+    }
+    C sums[kDim / 8][4];
+    if (first < last) {
+      __syncthreads();
+      const auto frame = [&](int row) { return i0 + row < n ? i0 + row : -1; };
+      load_rows<T, kDim>(own1, Cut::kOwn, p, p.q, b, h, frame);
+      load_rows<T, kDim>(own2, Cut::kOwn, p, p.grad_out, b, h, frame);
+      copy_async_commit();
+      copy_async_wait<0>();
+      __syncthreads();
+      const bool sum_up_delta = work.queries && Cut::kStoresDelta;
+      load_statistics(own_lse, own_delta, own2, Cut::kOwn, h, !sum_up_delta, frame);
+      __syncthreads();
+      if (sum_up_delta) {
+        C delta[2] = {0, 0};
+        walk<false>(i0, base, first, last, mine, false, h, kv_head,
+                    [&](int, int, C(&weights)[2][4], C(&gradients)[2][4], uint32_t, uint32_t visible) {
+#pragma unroll
+                      for (int i = 0; i < 8; ++i) {
+                        const C x = weights[i / 4][i % 4] * gradients[i / 4][i % 4];
+                        delta[i % 4 / 2] += (visible >> i & 1) != 0 ? x : C(0);
+                      }
+                    });
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+          const int i = iw + lane / 4 + 8 * row;
+          C sum = sum_of_row(delta[row]);
+          if (lane % 4 != 0) continue;
+          if (i < n && p.grad_lse != nullptr) sum -= static_cast<const C*>(p.grad_lse)[at(i, h)];
+          own_delta[kRows * warp + lane / 4 + 8 * row] = sum;
+          if (i < n) static_cast<C*>(p.delta)[at(i, h)] = sum;
+        }
+        __syncwarp();  // a warp reads its own rows only
+      }
+    }
+    for (bool careful = false;; careful = true) {
+      clear(sums);
+      walk<false>(i0, base, first, last, mine, work.bias, h, kv_head,
+                  [&](int j, int row, C(&weights)[2][4], C(&gradients)[2][4], uint32_t, uint32_t visible) {
+                    score_gradients<false>(gradients, weights, row, visible);
+                    if (work.bias && !careful) {
+#pragma unroll
+                      for (int i = 0; i < 8; ++i) bias_sums[j][i / 4][i % 4] += gradients[i / 4][i % 4];
+                    }
+                    if (work.queries) {
+                      add_products<T, kDim>(sums, gradients, visible, other1 + row * Cut::kPitch, careful);
+                    }
+                  });
+      if (careful || !work.queries || !__syncthreads_or(!all_finite(sums))) break;
+    }
+    if (work.queries) {
+      const C scale = static_cast<C>(p.scale);
+      store_rows<T, kDim>(own1 + kRows * warp * Cut::kPitch, p, p.dq, b, h, iw, p.frames, sums, scale, scale);
+    }
+  }
+
+  // dK and dV of the keys from j0 on, from all query heads that share them.
+  __device__ __forceinline__ void of_keys(int j0, int kv_head) {
+    const int jw = j0 + kRows * warp;
+    const Range all = seeing_queries(p, n, j0, Cut::kOwn), mine = seeing_queries(p, n, jw, kRows);
+    const int base = j0 - (p.boundary == Boundary::shift ? p.size - 1 : p.size - 1 - p.left);
+    const int first = (all.begin - base) / Cut::kOther;
+    const int last = all.begin < all.end ? (all.end - base + Cut::kOther - 1) / Cut::kOther : first;
+    if (first < last) {
+      __syncthreads();
+      const auto frame = [&](int row) { return j0 + row < n ? j0 + row : -1; };
+      load_rows<T, kDim>(own1, Cut::kOwn, p, p.k, b, kv_head, frame);
+      load_rows<T, kDim>(own2, Cut::kOwn, p, p.v, b, kv_head, frame);
+      copy_async_commit();
+      copy_async_wait<0>();  // and the barrier before the other side is read
+    }
+    // Of long rows, registers hold one of the two gradients at a time: first dV, then dK.
+    constexpr int kParts = kDim >= 128 ? 2 : 1;
+#pragma unroll 1
+    for (int part = 0; part < kParts; ++part) {
+      C sums[kDim / 8][4], more[kParts == 1 ? kDim / 8 : 1][4];
+      for (bool careful = false;; careful = true) {
+        clear(sums);
+        clear(more);
+        for (int h = kv_head * p.group; h < (kv_head + 1) * p.group; ++h) {
+          walk<true>(j0, base, first, last, mine, false, h, kv_head,
+                     [&](int, int row, C(&weights)[2][4], C(&gradients)[2][4], uint32_t kept, uint32_t visible) {
+                       score_gradients<true>(gradients, weights, row, visible);
+                       if (p.drops) times_kept(weights, kept);
+                       const T *rows1 = other1 + row * Cut::kPitch, *rows2 = other2 + row * Cut::kPitch;
+                       if constexpr (kParts == 1) {
+                         add_products<T, kDim>(sums, weights, visible, rows2, careful);
+                         add_products<T, kDim>(more, gradients, visible, rows1, careful);
+                       } else {
+#pragma unroll
+                         for (int i = 0; i < 8; ++i) {
+                           if (part == 1) weights[i / 4][i % 4] = gradients[i / 4][i % 4];
+                         }
+                         add_products<T, kDim>(sums, weights, visible, part == 0 ? rows2 : rows1, careful);
+                       }
+                     });
+        }
+        if (careful || !__syncthreads_or(!all_finite(sums) || !all_finite(more))) break;
+      }
+      const C scale = static_cast<C>(p.scale);
+      T* scratch = own1 + kRows * warp * Cut::kPitch;
+      if constexpr (kParts == 1) {
+        store_rows<T, kDim>(scratch, p, p.dv, b, kv_head, jw, p.frames, sums, C(1), C(1));
+        store_rows<T, kDim>(scratch, p, p.dk, b, kv_head, jw, p.frames, more, scale, scale);
+      } else {
+        // The first gradient must not go through the keys, which the second still needs; nor through the values.
+        const C factor = part == 0 ? C(1) : scale;
+        T* other = other1 + kRows * warp * Cut::kPitch;
+        __syncthreads();  // nobody reads the other side
+        store_rows<T, kDim>(other, p, part == 0 ? p.dv : p.dk, b, kv_head, jw, p.frames, sums, factor, factor);
+      }
+    }
+  }
+
+  // The block's sums of dS along their diagonals: number e is column e - 15 of the group. Each row of a warp's sums is
+  // moved so that diagonals are columns.
+  __device__ __forceinline__ void write_bias(C (&bias_sums)[Cut::kGroup][2][4], C* partial) const {
+    constexpr int kWidth = Cut::kDiagonals;
+    C* skewed = reinterpret_cast<C*>(own1);
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 8 * Cut::kGroup; ++i) {
+      const int row = lane / 4 + i % 4 / 2 * 8, column = 8 * (i / 4) + lane % 4 * 2 + i % 2;
+      skewed[(kRows * warp + row) * kWidth + column - row + kRows - 1] = bias_sums[i / 8][i / 4 % 2][i % 4];
+    }
+    __syncthreads();
+    for (int e = threadIdx.x; e < kWidth; e += Cut::kThreads) {
+      C sum = 0;
+      for (int row = 0; row < Cut::kOwn; ++row) {
+        const int column = e - (kRows - 1) + row % kRows;
+        if (column >= 0 && column < kRows * Cut::kGroup) sum += skewed[row * kWidth + e];
+      }
+      partial[e] = sum;
+    }
+  }
+};
+
+template <typename T, int kDim>
+__global__ void __launch_bounds__(Config<T, kDim>::kThreads, 1)
+    window_backward(const __grid_constant__ Backward p, const __grid_constant__ Work work) {
+  using Cut = Config<T, kDim>;
+  using C = Computed<T>;
+  Block<T, kDim> block(p);
+  const int heads = work.queries || work.bias ? p.heads : p.heads / p.group;
+  const int program = static_cast<int>(blockIdx.x), h = program % heads, slot_group = program / heads % work.groups;
+  const int64_t begin = static_cast<int64_t>(program / heads / work.groups) * work.walk;
+  C bias_sums[Cut::kGroup][2][4];
+#pragma unroll
+  for (int i = 0; i < 8 * Cut::kGroup; ++i) bias_sums[i / 8][i / 4 % 2][i % 4] = 0;
+  for (int64_t tile = begin; tile < min(begin + work.walk, work.total); ++tile) {
+    block.b = static_cast<int>(tile / work.tiles);
+    block.n = length_of(p, block.b);
+    const int i0 = static_cast<int>(tile % work.tiles) * Cut::kOwn;
+    if (work.queries || work.bias) block.of_queries(work, i0, h, slot_group, bias_sums);
+    if (work.keys) block.of_keys(i0, h);
+  }
+  if (work.bias) {
+    block.write_bias(bias_sums, static_cast<C*>(p.partial) + static_cast<int64_t>(program) * Cut::kDiagonals);
+  }
+}
+
+// One block 32 columns of a head's bias gradient, or those that no query meets: they are 0. Eight threads a column take
+// every eighth row of partial sums (chunks, groups, heads, kWidth); in what order they are added up depends on nothing.
+template <typename C>
+__global__ void __launch_bounds__(256)
+    window_add_partial(const __grid_constant__ Backward p, int64_t chunks, int groups, int slots) {
+  C* sums = reinterpret_cast<C*>(shared_memory());
+  const int width = slots + kRows, slice = threadIdx.x / 32, h = blockIdx.y;
+  const int at = static_cast<int>(blockIdx.x) * 32 + static_cast<int>(threadIdx.x) % 32, column = at - p.cut;
+  C sum = 0;
+  if (column >= 0 && column < p.columns) {
+    for (int64_t chunk = slice; chunk < chunks; chunk += 8) {
+      int group = (column + kRows - 1) / slots;
+      for (int e = column + kRows - 1 - slots * group; group >= 0 && e < slots + kRows - 1; --group, e += slots) {
+        if (group < groups)
+          sum += static_cast<const C*>(p.partial)[((chunk * groups + group) * p.heads + h) * width + e];
+      }
+    }
+  }
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (slice != 0 || at >= p.width) return;
+  for (int other = 1; other < 8; ++other) sum += sums[32 * other + threadIdx.x];
+  static_cast<C*>(p.dbias)[static_cast<int64_t>(h) * p.width + at] = sum;
+}
+
+}  // namespace sinmdm::cuda::window

@@ -1,0 +1,9 @@
+#include "cuda/window/launchers.h"
+
+namespace sinmdm::cuda::window {
+
+template int launch_forward<Element::bfloat16>(const Forward&, CUstream_st*);
+template int launch_backward<Element::bfloat16>(const Backward&, CUstream_st*);
+template int64_t partial_numbers<Element::bfloat16>(const Problem&);
+
+}  // namespace sinmdm::cuda::window
