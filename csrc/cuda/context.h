@@ -10,6 +10,8 @@ struct CUstream_st;
 
 // The dispatch key of the ops; tests/cuda_emulation/cuda/context.h has another.
 #define SINMDM_DEVICE CUDA
+// Whether window_attention takes float64: on a GPU that is the reference's, in the emulation the tests of its contract.
+#define SINMDM_WINDOW_FLOAT64 0
 
 // Lives in libtorch_cuda, which a CPU torch does not have: weak, so that the library loads there too.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);

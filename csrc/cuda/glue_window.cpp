@@ -29,6 +29,8 @@ Element element_of(const ts::Tensor& x) {
     case ScalarType::Float:
       return Element::float32;
     case ScalarType::Double:
+      STD_TORCH_CHECK(SINMDM_WINDOW_FLOAT64,
+                      "window_attention in CUDA C++ takes float16, bfloat16, float32, not float64");
       return Element::float64;
     case ScalarType::Half:
       return Element::float16;
@@ -65,13 +67,16 @@ void fill(Problem& p, const ts::Tensor& q, const ts::Tensor& k, const ts::Tensor
   }
   STD_TORCH_CHECK(frames + left + right < kMostPositions, "frames + left + right must be below 2**30, got ",
                   frames + left + right);
+  const int64_t rows = q.size(0) * (frames + 64) * q.size(2);
+  STD_TORCH_CHECK(rows < int64_t{1} << 34, "batch * frames * heads must be below 2**34, got about ", rows);
   p.batch = static_cast<int>(q.size(0)), p.frames = static_cast<int>(frames), p.heads = static_cast<int>(q.size(2));
   p.dim = static_cast<int>(q.size(3)), p.group = static_cast<int>(q.size(2) / k.size(2));
   p.left = static_cast<int>(left), p.size = static_cast<int>(left + right + 1);
   const bool shift = p.boundary == Boundary::shift;
   p.reach = shift ? p.size - 1 : p.left, p.columns = shift ? 2 * p.size - 1 : p.size;
   p.cut = static_cast<int>(options.left - left);
-  p.element = element_of(q), p.aligned = true, p.scale = options.scale;
+  p.element = element_of(q), p.aligned = true, p.scale = Factor(options.scale);
+  p.score_scale = Factor(options.scale * 1.4426950408889634);
   p.q = rows_of(q, p.aligned), p.k = rows_of(k, p.aligned), p.v = rows_of(v, p.aligned);
   p.bias = bias.has_value() ? bias->const_data_ptr() : nullptr;
   p.bias_float32 = bias.has_value() && bias->scalar_type() == ScalarType::Float;
@@ -80,7 +85,7 @@ void fill(Problem& p, const ts::Tensor& q, const ts::Tensor& k, const ts::Tensor
   p.lengths_int32 = lengths.has_value() && lengths->scalar_type() == ScalarType::Int;
   const double threshold = std::nearbyint(options.dropout_p * 0x1p32);
   p.drops = threshold > 0, p.limit = p.drops ? static_cast<uint32_t>(threshold - 1) : 0;
-  p.keep_scale = 1 / (1 - options.dropout_p), p.seed = static_cast<uint64_t>(options.seed);
+  p.keep_scale = Factor(1 / (1 - options.dropout_p)), p.seed = static_cast<uint64_t>(options.seed);
 }
 
 template <typename Body>
@@ -88,8 +93,10 @@ auto with_element(Element element, const Body& body) {
   switch (element) {
     case Element::float32:
       return body(std::integral_constant<Element, Element::float32>());
+#if SINMDM_WINDOW_FLOAT64
     case Element::float64:
       return body(std::integral_constant<Element, Element::float64>());
+#endif
     case Element::float16:
       return body(std::integral_constant<Element, Element::float16>());
     default:

@@ -68,9 +68,10 @@ def _native_backward(*arguments):  # type: ignore[no-untyped-def]
     return *gradients, dbias if rel_bias is None else dbias.to(rel_bias.dtype)
 
 
-for _backend in ("cpu", "cuda"):
-    _dispatch.register("window_attention", _backend, _native, names(FLOAT_DTYPES))
-    _dispatch.register("window_attention_backward", _backend, _native_backward, names(FLOAT_DTYPES))
+_GPU_DTYPES = ("float16", "bfloat16", "float32")
+for _backend, _dtypes in (("cpu", names(FLOAT_DTYPES)), ("cuda", _GPU_DTYPES)):
+    _dispatch.register("window_attention", _backend, _native, _dtypes)
+    _dispatch.register("window_attention_backward", _backend, _native_backward, _dtypes)
 
 
 def _triton(*arguments):  # type: ignore[no-untyped-def]
@@ -85,8 +86,8 @@ def _triton_backward(*arguments):  # type: ignore[no-untyped-def]
     return triton.window_attention_backward(*arguments)
 
 
-_dispatch.register("window_attention", "triton", _triton, ("float16", "bfloat16", "float32"))
-_dispatch.register("window_attention_backward", "triton", _triton_backward, ("float16", "bfloat16", "float32"))
+_dispatch.register("window_attention", "triton", _triton, _GPU_DTYPES)
+_dispatch.register("window_attention_backward", "triton", _triton_backward, _GPU_DTYPES)
 
 
 def _forward(q, k, v, rel_bias, lengths, left, right, scale, boundary, dropout_p, seed, backend):  # type: ignore[no-untyped-def]

@@ -1,6 +1,8 @@
 """Builds csrc/cuda for the CPU, emulated, as a library of the ops that torch loads.
 
     python tests/cuda_emulation/build.py LIBRARY [--sanitize] [--only WORD ...]
+
+window_attention in float64, which the GPU build leaves out, is part of it.
 """
 
 import argparse
@@ -14,10 +16,10 @@ import torch
 from sinmdm.kernels import _native
 
 HERE = Path(__file__).resolve().parent
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1"]
 
 
-ALWAYS = ("glue.cpp", "philox_normal.cu")
+ALWAYS = ("glue.cpp", "runtime.cu")
 
 
 def build(
@@ -45,6 +47,7 @@ def build(
             return target
 
         sources = sorted(p for p in (folder / "cuda").rglob("*") if p.suffix in (".cu", ".cpp"))
+        sources += [HERE / "window_attention_float64.cu"]
         if only:
             sources = [p for p in sources if p.name in ALWAYS or any(word in p.name for word in only)]
         with ThreadPoolExecutor(jobs) as pool:

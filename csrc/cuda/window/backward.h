@@ -3,11 +3,14 @@
 // 2022, appendix B).
 //
 // A block owns kOwn frames. As queries they meet the slots that they see, and give dQ and their share of the bias
-// gradient; as keys they meet the queries that see them, and give dK and dV. Where one block does all of this, every
-// operand comes from device memory once, and neighbours' rows from the second cache; nothing is atomic, and there is no
-// pass before it. dS of a group lies in registers in the same place for every tile, by Toeplitz: its sums over a walk
-// of tiles are added up along their diagonals only at the walk's end, to one row of numbers a block, and those rows are
-// added up in a fixed order.
+// gradient; as keys they meet the queries that see them, and give dK and dV. Under a narrow window one block does all
+// of this with rows that it loads once: kOther queries with their dO and kOther keys with their values, the block's own
+// among them. Every operand then comes from device memory once, and neighbours' rows from the second cache; there is no
+// pass before it, and nothing is atomic. Otherwise it holds its own rows and meets kOther of the other side at a time.
+//
+// dS of a group lies in registers in the same place for every tile, by Toeplitz: its sums over a walk of tiles are
+// added up along their diagonals only at the walk's end, to one row of numbers a block, and those rows are added up in
+// a fixed order.
 #pragma once
 
 #include "cuda/window/pairs.h"
@@ -17,19 +20,21 @@ namespace sinmdm::cuda::window {
 // What one launch computes.
 struct Work {
   bool queries, bias, keys;
+  bool together;  // all of the rows that these need are loaded at once
   int tiles;      // of a sequence
-  int64_t total;  // tiles of the batch
-  int walk;       // tiles of a block
+  int total;      // of the batch
+  int walk;       // of a block
   int groups;     // of slots, for the bias gradient where it is alone: group c is the slots 16 kGroup c further on
 };
 
+// Rows of shared memory for each of two operands: where all is loaded at once, there are two more of kOther rows.
 template <typename T, int kDim>
-constexpr int backward_shared_bytes() {
+constexpr int backward_shared_bytes(bool together) {
   using Cut = Config<T, kDim>;
-  constexpr int kNumbers = 2 * (Cut::kOwn + Cut::kOther) * static_cast<int>(sizeof(Computed<T>));
-  constexpr int kRowsBytes = 2 * (Cut::kOwn + Cut::kOther) * Cut::kPitch * static_cast<int>(sizeof(T));
   constexpr int kSkewed = Cut::kOwn * Cut::kDiagonals * static_cast<int>(sizeof(Computed<T>));
-  return (kRowsBytes > kSkewed ? kRowsBytes : kSkewed) + kNumbers;
+  const int rows = 2 * ((together ? Cut::kOther : Cut::kOwn) + Cut::kOther);
+  const int bytes = rows * Cut::kPitch * static_cast<int>(sizeof(T));
+  return (bytes > kSkewed ? bytes : kSkewed) + 2 * Cut::kOther * static_cast<int>(sizeof(Computed<T>));
 }
 
 // One block's view of its shared memory, and of the sequence that it is at.
@@ -40,20 +45,50 @@ struct Block {
   static constexpr auto kLog2E = static_cast<C>(1.4426950408889634);
 
   const Backward& p;
-  C *own_lse, *own_delta, *other_lse, *other_delta;  // lse in units of log2 e
-  T *own1, *own2, *other1, *other2;                  // queries and dO, keys and values; or the other way round
+  C *lse, *delta;                    // of queries in shared memory; lse in units of log2 e
+  T* rows;                           // of every operand
+  T *own1, *own2, *other1, *other2;  // queries and dO, keys and values; or the other way round
+  int own_statistics = 0;            // number of the block's first query in lse and delta
   int warp, lane, b = 0, n = 0;
 
   __device__ __forceinline__ explicit Block(const Backward& problem)
       : p(problem), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
-    own_lse = reinterpret_cast<C*>(shared_memory());
-    own_delta = own_lse + Cut::kOwn;
-    other_lse = own_delta + Cut::kOwn;
-    other_delta = other_lse + Cut::kOther;
-    own1 = reinterpret_cast<T*>(other_delta + Cut::kOther);
+    lse = reinterpret_cast<C*>(shared_memory());
+    delta = lse + Cut::kOther;
+    rows = reinterpret_cast<T*>(delta + Cut::kOther);
+    own1 = rows;
     own2 = own1 + Cut::kOwn * Cut::kPitch;
     other1 = own2 + Cut::kOwn * Cut::kPitch;
     other2 = other1 + Cut::kOther * Cut::kPitch;
+  }
+
+  // Of rows that are loaded together: queries from position i0 - right on, dO, keys from i0 - left on, values. Which of
+  // them are the block's own, and which the other side.
+  template <bool kOwnIsKey>
+  __device__ __forceinline__ void take_sides() {
+    constexpr int kRowsOfOne = Cut::kOther * Cut::kPitch;
+    const int right = p.size - 1 - p.left;
+    T *queries = rows, *keys = rows + 2 * kRowsOfOne;
+    own1 = kOwnIsKey ? keys + p.left * Cut::kPitch : queries + right * Cut::kPitch;
+    other1 = kOwnIsKey ? queries : keys;
+    own2 = own1 + kRowsOfOne, other2 = other1 + kRowsOfOne;
+    own_statistics = right;
+  }
+
+  __device__ __forceinline__ void load_together(int i0, int h) {
+    constexpr int kRowsOfOne = Cut::kOther * Cut::kPitch;
+    const auto query = [&](int row) { return frame_at(p, n, i0 - (p.size - 1 - p.left) + row); };
+    const auto key = [&](int row) { return frame_at(p, n, i0 - p.left + row); };
+    __syncthreads();  // nobody reads what was there
+    load_rows<T, kDim>(rows, Cut::kOther, p, p.q, b, h, query);
+    load_rows<T, kDim>(rows + kRowsOfOne, Cut::kOther, p, p.grad_out, b, h, query);
+    load_rows<T, kDim>(rows + 2 * kRowsOfOne, Cut::kOther, p, p.k, b, h, key);
+    load_rows<T, kDim>(rows + 3 * kRowsOfOne, Cut::kOther, p, p.v, b, h, key);
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();
+    load_statistics(rows + kRowsOfOne, Cut::kOther, h, true, query);
+    __syncthreads();
   }
 
   __device__ __forceinline__ int64_t at(int frame, int h) const {
@@ -63,9 +98,9 @@ struct Block {
   // lse and delta of the queries at `frame(r)`, whose dO is in shared memory; four lanes a row. 0 where there is none.
   // with_delta: otherwise it is not known yet.
   template <typename Frame>
-  __device__ __forceinline__ void load_statistics(C* lse, C* delta, const T* grads, int rows, int h, bool with_delta,
+  __device__ __forceinline__ void load_statistics(const T* grads, int count, int h, bool with_delta,
                                                   const Frame& frame) const {
-    for (int row = threadIdx.x / 4; row < rows; row += Cut::kThreads / 4) {  // whole warps, as rows are
+    for (int row = threadIdx.x / 4; row < count; row += Cut::kThreads / 4) {  // whole warps, as rows are
       const int f = frame(row);
       C sum = 0;
       if (f >= 0 && with_delta && !Cut::kStoresDelta) {
@@ -103,55 +138,57 @@ struct Block {
   // What dropout does to pairs.
   __device__ __forceinline__ void times_kept(C (&pairs)[2][4], uint32_t kept) const {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) pairs[i / 4][i % 4] *= (kept >> i & 1) != 0 ? static_cast<C>(p.keep_scale) : C(0);
+    for (int i = 0; i < 8; ++i) pairs[i / 4][i % 4] *= (kept >> i & 1) != 0 ? value_of<C>(p.keep_scale) : C(0);
   }
 
-  // Calls body(j, row of the other side in shared memory, weights, dP, kept, visible) for every 16 x 16
-  // pairs of this warp's rows from own0 + 16 warp on and the other side's positions that `mine` says it meets. The
-  // other side is loaded kOther positions at a time, `count` times from `base` + kOther `first` on, of head h (queries)
-  // and kv_head (keys). fixed: only one group, whose first tile is the warp's own number; j is then the tile's number
-  // in the group.
-  template <bool kOwnIsKey, typename Body>
-  __device__ __forceinline__ void walk(int own0, int base, int first, int last, Range mine, bool fixed, int h,
-                                       int kv_head, const Body& body) {
-    const C scale = static_cast<C>(p.scale) * kLog2E;
-    const int own_w = own0 + kRows * warp, reach = p.reach, columns = p.columns;
+  // Calls body(j, row of the other side in shared memory, weights, dP, kept, visible) for every 16 x 16 pairs of this
+  // warp's rows from own0 + 16 warp on and the other side's positions in `mine`, which they meet. The other side is
+  // there already or loaded kOther positions at a time, numbers [first, last) from `base` on, of head h (queries) and
+  // kv_head (keys). fixed: only one group, whose first tile is the warp's own number; j is then the tile's number in
+  // the group.
+  template <bool kOwnIsKey, bool kUnrolled, typename Body>
+  __device__ __forceinline__ void walk(int own0, int base, int first, int last, bool there, Range mine, bool fixed,
+                                       int h, int kv_head, const Body& body) {
+    const int own_w = own0 + kRows * warp;
     const int g = lane / 4, t = lane % 4;
     for (int chunk = first; chunk < last; ++chunk) {
       const int other0 = base + chunk * Cut::kOther;
-      __syncthreads();  // nobody reads what was there
-      const auto frame = [&](int row) { return frame_at(p, n, other0 + row); };
-      load_rows<T, kDim>(other1, Cut::kOther, p, kOwnIsKey ? p.q : p.k, b, kOwnIsKey ? h : kv_head, frame);
-      load_rows<T, kDim>(other2, Cut::kOther, p, kOwnIsKey ? p.grad_out : p.v, b, kOwnIsKey ? h : kv_head, frame);
-      copy_async_commit();
-      copy_async_wait<0>();
-      __syncthreads();
-      if (kOwnIsKey) {
-        load_statistics(other_lse, other_delta, other2, Cut::kOther, h, true, frame);
+      if (!there) {
+        const auto frame = [&](int row) { return frame_at(p, n, other0 + row); };
+        __syncthreads();  // nobody reads what was there
+        load_rows<T, kDim>(other1, Cut::kOther, p, kOwnIsKey ? p.q : p.k, b, kOwnIsKey ? h : kv_head, frame);
+        load_rows<T, kDim>(other2, Cut::kOther, p, kOwnIsKey ? p.grad_out : p.v, b, kOwnIsKey ? h : kv_head, frame);
+        copy_async_commit();
+        copy_async_wait<0>();
         __syncthreads();
+        if (kOwnIsKey) {
+          load_statistics(other2, Cut::kOther, h, true, frame);
+          __syncthreads();
+        }
       }
       const int sub_first = fixed ? warp : max(mine.begin - other0, 0) / kRows;
       int sub_last = mine.begin < mine.end ? min((mine.end - other0 + kRows - 1) / kRows, Cut::kSubs) : 0;
       if (fixed) sub_last = min(sub_last, warp + Cut::kGroup);
       for (int sub = sub_first; sub < sub_last; sub += Cut::kGroup) {
-#pragma unroll
+#pragma unroll(kUnrolled ? Cut::kGroup : 1)
         for (int j = 0; j < Cut::kGroup; ++j) {
           if (sub + j >= sub_last) continue;
           const int other_s = other0 + kRows * (sub + j), row = kRows * (sub + j);
-          const int offset = kOwnIsKey ? own_w - other_s + reach : other_s - own_w + reach;
-          Columns<T> bias;
-          bias.template load<kOwnIsKey ? -1 : 1>(p, h, offset, columns);
-          const uint32_t visible = visible_pairs<kOwnIsKey>(p, n, own_w, other_s, bias.inside);
-          const uint32_t kept = p.drops ? kept_pairs<kOwnIsKey>(p, n, own_w, other_s, h, b) : 0;
           C weights[2][4], gradients[2][4];
           products_of<T, kDim>(weights, own1 + kRows * warp * Cut::kPitch, other1 + row * Cut::kPitch);
           products_of<T, kDim>(gradients, own2 + kRows * warp * Cut::kPitch, other2 + row * Cut::kPitch);
+          const int offset = p.reach + (kOwnIsKey ? own_w - other_s : other_s - own_w);
+          Columns<T> bias;  // not before it is needed: its lines stay in the first cache, and registers are scarce
+          bias.template load<kOwnIsKey ? -1 : 1>(p, h, offset, p.columns);
+          const uint32_t visible = visible_pairs<kOwnIsKey>(p, n, own_w, other_s, bias.inside);
+          const uint32_t kept = p.drops ? kept_pairs<kOwnIsKey>(p, n, own_w, other_s, h, b) : 0;
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
-            const int query = kOwnIsKey ? row + 8 * (i / 4) + 2 * t + i % 2 : kRows * warp + g + i % 4 / 2 * 8;
-            const C lse = kOwnIsKey ? other_lse[query] : own_lse[query];
+            const C shift =
+                lse[kOwnIsKey ? row + 8 * (i / 4) + 2 * t + i % 2 : own_statistics + kRows * warp + g + i % 4 / 2 * 8];
             C& x = weights[i / 4][i % 4];
-            x = (visible >> i & 1) != 0 ? power_of_two(x * scale + bias.bias[i / 4][i % 4] - lse) : C(0);
+            x = (visible >> i & 1) != 0 ? power_of_two(x * value_of<C>(p.score_scale) + bias.bias[i / 4][i % 4] - shift)
+                                        : C(0);
           }
           if (p.drops) times_kept(gradients, kept);
           body(j, row, weights, gradients, kept, visible);
@@ -167,9 +204,10 @@ struct Block {
     const int g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const int query = kOwnIsKey ? row + 8 * (i / 4) + 2 * t + i % 2 : kRows * warp + g + i % 4 / 2 * 8;
+      const C less =
+          delta[kOwnIsKey ? row + 8 * (i / 4) + 2 * t + i % 2 : own_statistics + kRows * warp + g + i % 4 / 2 * 8];
       C& x = gradients[i / 4][i % 4];
-      x = (visible >> i & 1) != 0 ? weights[i / 4][i % 4] * (x - (kOwnIsKey ? other_delta : own_delta)[query]) : C(0);
+      x = (visible >> i & 1) != 0 ? weights[i / 4][i % 4] * (x - less) : C(0);
     }
   }
 
@@ -186,9 +224,8 @@ struct Block {
       const bool any = all.begin < base + Cut::kOther && all.end > base;
       first = 0, last = any ? 1 : 0;
     }
-    C sums[kDim / 8][4];
-    if (first < last) {
-      __syncthreads();
+    if (first < last && !work.together) {
+      __syncthreads();  // nobody reads what was there
       const auto frame = [&](int row) { return i0 + row < n ? i0 + row : -1; };
       load_rows<T, kDim>(own1, Cut::kOwn, p, p.q, b, h, frame);
       load_rows<T, kDim>(own2, Cut::kOwn, p, p.grad_out, b, h, frame);
@@ -196,60 +233,64 @@ struct Block {
       copy_async_wait<0>();
       __syncthreads();
       const bool sum_up_delta = work.queries && Cut::kStoresDelta;
-      load_statistics(own_lse, own_delta, own2, Cut::kOwn, h, !sum_up_delta, frame);
+      load_statistics(own2, Cut::kOwn, h, !sum_up_delta, frame);
       __syncthreads();
       if (sum_up_delta) {
-        C delta[2] = {0, 0};
-        walk<false>(i0, base, first, last, mine, false, h, kv_head,
-                    [&](int, int, C(&weights)[2][4], C(&gradients)[2][4], uint32_t, uint32_t visible) {
+        C sums[2] = {0, 0};
+        walk<false, false>(i0, base, first, last, false, mine, false, h, kv_head,
+                           [&](int, int, C(&weights)[2][4], C(&gradients)[2][4], uint32_t, uint32_t visible) {
 #pragma unroll
-                      for (int i = 0; i < 8; ++i) {
-                        const C x = weights[i / 4][i % 4] * gradients[i / 4][i % 4];
-                        delta[i % 4 / 2] += (visible >> i & 1) != 0 ? x : C(0);
-                      }
-                    });
+                             for (int i = 0; i < 8; ++i) {
+                               const C x = weights[i / 4][i % 4] * gradients[i / 4][i % 4];
+                               sums[i % 4 / 2] += (visible >> i & 1) != 0 ? x : C(0);
+                             }
+                           });
 #pragma unroll
-        for (int row = 0; row < 2; ++row) {
-          const int i = iw + lane / 4 + 8 * row;
-          C sum = sum_of_row(delta[row]);
+        for (int half = 0; half < 2; ++half) {
+          const int row = kRows * warp + lane / 4 + 8 * half, i = i0 + row;
+          C sum = sum_of_row(sums[half]);
           if (lane % 4 != 0) continue;
           if (i < n && p.grad_lse != nullptr) sum -= static_cast<const C*>(p.grad_lse)[at(i, h)];
-          own_delta[kRows * warp + lane / 4 + 8 * row] = sum;
+          delta[row] = sum;
           if (i < n) static_cast<C*>(p.delta)[at(i, h)] = sum;
         }
         __syncwarp();  // a warp reads its own rows only
       }
     }
+    C sums[kDim / 8][4];
     for (bool careful = false;; careful = true) {
       clear(sums);
-      walk<false>(i0, base, first, last, mine, work.bias, h, kv_head,
-                  [&](int j, int row, C(&weights)[2][4], C(&gradients)[2][4], uint32_t, uint32_t visible) {
-                    score_gradients<false>(gradients, weights, row, visible);
-                    if (work.bias && !careful) {
+      walk<false, true>(i0, base, first, last, work.together, mine, work.bias, h, kv_head,
+                        [&](int j, int row, C(&weights)[2][4], C(&gradients)[2][4], uint32_t, uint32_t visible) {
+                          score_gradients<false>(gradients, weights, row, visible);
+                          if (work.bias && !careful) {
 #pragma unroll
-                      for (int i = 0; i < 8; ++i) bias_sums[j][i / 4][i % 4] += gradients[i / 4][i % 4];
-                    }
-                    if (work.queries) {
-                      add_products<T, kDim>(sums, gradients, visible, other1 + row * Cut::kPitch, careful);
-                    }
-                  });
+                            for (int i = 0; i < 8; ++i) bias_sums[j][i / 4][i % 4] += gradients[i / 4][i % 4];
+                          }
+                          if (work.queries) {
+                            add_products<T, kDim>(sums, gradients, visible, other1 + row * Cut::kPitch, careful);
+                          }
+                        });
       if (careful || !work.queries || !__syncthreads_or(!all_finite(sums))) break;
     }
-    if (work.queries) {
-      const C scale = static_cast<C>(p.scale);
+    if (!work.queries) return;
+    const C scale = value_of<C>(p.scale);
+    if (work.together) {  // the keys have yet to meet these rows
+      store_pairs<T, kDim>(p, p.dq, b, h, iw, p.frames, sums, scale);
+    } else {
       store_rows<T, kDim>(own1 + kRows * warp * Cut::kPitch, p, p.dq, b, h, iw, p.frames, sums, scale, scale);
     }
   }
 
   // dK and dV of the keys from j0 on, from all query heads that share them.
-  __device__ __forceinline__ void of_keys(int j0, int kv_head) {
+  __device__ __forceinline__ void of_keys(const Work& work, int j0, int kv_head) {
     const int jw = j0 + kRows * warp;
     const Range all = seeing_queries(p, n, j0, Cut::kOwn), mine = seeing_queries(p, n, jw, kRows);
     const int base = j0 - (p.boundary == Boundary::shift ? p.size - 1 : p.size - 1 - p.left);
     const int first = (all.begin - base) / Cut::kOther;
     const int last = all.begin < all.end ? (all.end - base + Cut::kOther - 1) / Cut::kOther : first;
-    if (first < last) {
-      __syncthreads();
+    if (first < last && !work.together) {
+      __syncthreads();  // nobody reads what was there
       const auto frame = [&](int row) { return j0 + row < n ? j0 + row : -1; };
       load_rows<T, kDim>(own1, Cut::kOwn, p, p.k, b, kv_head, frame);
       load_rows<T, kDim>(own2, Cut::kOwn, p, p.v, b, kv_head, frame);
@@ -265,37 +306,33 @@ struct Block {
         clear(sums);
         clear(more);
         for (int h = kv_head * p.group; h < (kv_head + 1) * p.group; ++h) {
-          walk<true>(j0, base, first, last, mine, false, h, kv_head,
-                     [&](int, int row, C(&weights)[2][4], C(&gradients)[2][4], uint32_t kept, uint32_t visible) {
-                       score_gradients<true>(gradients, weights, row, visible);
-                       if (p.drops) times_kept(weights, kept);
-                       const T *rows1 = other1 + row * Cut::kPitch, *rows2 = other2 + row * Cut::kPitch;
-                       if constexpr (kParts == 1) {
-                         add_products<T, kDim>(sums, weights, visible, rows2, careful);
-                         add_products<T, kDim>(more, gradients, visible, rows1, careful);
-                       } else {
+          walk<true, kParts == 1>(
+              j0, base, first, last, work.together, mine, false, h, kv_head,
+              [&](int, int row, C(&weights)[2][4], C(&gradients)[2][4], uint32_t kept, uint32_t visible) {
+                score_gradients<true>(gradients, weights, row, visible);
+                if (p.drops) times_kept(weights, kept);
+                const T *rows1 = other1 + row * Cut::kPitch, *rows2 = other2 + row * Cut::kPitch;
+                if constexpr (kParts == 1) {
+                  add_products<T, kDim>(sums, weights, visible, rows2, careful);
+                  add_products<T, kDim>(more, gradients, visible, rows1, careful);
+                } else {
 #pragma unroll
-                         for (int i = 0; i < 8; ++i) {
-                           if (part == 1) weights[i / 4][i % 4] = gradients[i / 4][i % 4];
-                         }
-                         add_products<T, kDim>(sums, weights, visible, part == 0 ? rows2 : rows1, careful);
-                       }
-                     });
+                  for (int i = 0; i < 8; ++i) {
+                    if (part == 1) weights[i / 4][i % 4] = gradients[i / 4][i % 4];
+                  }
+                  add_products<T, kDim>(sums, weights, visible, part == 0 ? rows2 : rows1, careful);
+                }
+              });
         }
         if (careful || !__syncthreads_or(!all_finite(sums) || !all_finite(more))) break;
       }
-      const C scale = static_cast<C>(p.scale);
-      T* scratch = own1 + kRows * warp * Cut::kPitch;
-      if constexpr (kParts == 1) {
-        store_rows<T, kDim>(scratch, p, p.dv, b, kv_head, jw, p.frames, sums, C(1), C(1));
-        store_rows<T, kDim>(scratch, p, p.dk, b, kv_head, jw, p.frames, more, scale, scale);
-      } else {
-        // The first gradient must not go through the keys, which the second still needs; nor through the values.
-        const C factor = part == 0 ? C(1) : scale;
-        T* other = other1 + kRows * warp * Cut::kPitch;
-        __syncthreads();  // nobody reads the other side
-        store_rows<T, kDim>(other, p, part == 0 ? p.dv : p.dk, b, kv_head, jw, p.frames, sums, factor, factor);
-      }
+      // By way of rows that nobody reads any more: the keys are needed for the second part.
+      __syncthreads();
+      T* scratch = other1 + kRows * warp * Cut::kPitch;
+      const C scale = value_of<C>(p.scale), factor = kParts == 1 || part == 0 ? C(1) : scale;
+      const Rows& to = kParts == 1 || part == 0 ? p.dv : p.dk;
+      store_rows<T, kDim>(scratch, p, to, b, kv_head, jw, p.frames, sums, factor, factor);
+      if constexpr (kParts == 1) store_rows<T, kDim>(scratch, p, p.dk, b, kv_head, jw, p.frames, more, scale, scale);
     }
   }
 
@@ -303,7 +340,7 @@ struct Block {
   // moved so that diagonals are columns.
   __device__ __forceinline__ void write_bias(C (&bias_sums)[Cut::kGroup][2][4], C* partial) const {
     constexpr int kWidth = Cut::kDiagonals;
-    C* skewed = reinterpret_cast<C*>(own1);
+    C* skewed = reinterpret_cast<C*>(rows);
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < 8 * Cut::kGroup; ++i) {
@@ -323,23 +360,28 @@ struct Block {
 };
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(Config<T, kDim>::kThreads, 1)
+__global__ void __launch_bounds__(Config<T, kDim>::kThreads, Config<T, kDim>::kResident)
     window_backward(const __grid_constant__ Backward p, const __grid_constant__ Work work) {
   using Cut = Config<T, kDim>;
   using C = Computed<T>;
   Block<T, kDim> block(p);
   const int heads = work.queries || work.bias ? p.heads : p.heads / p.group;
   const int program = static_cast<int>(blockIdx.x), h = program % heads, slot_group = program / heads % work.groups;
-  const int64_t begin = static_cast<int64_t>(program / heads / work.groups) * work.walk;
+  const int begin = program / heads / work.groups * work.walk;
   C bias_sums[Cut::kGroup][2][4];
 #pragma unroll
   for (int i = 0; i < 8 * Cut::kGroup; ++i) bias_sums[i / 8][i / 4 % 2][i % 4] = 0;
-  for (int64_t tile = begin; tile < min(begin + work.walk, work.total); ++tile) {
-    block.b = static_cast<int>(tile / work.tiles);
+  for (int tile = begin; tile < min(begin + work.walk, work.total); ++tile) {
+    block.b = tile / work.tiles;
     block.n = length_of(p, block.b);
-    const int i0 = static_cast<int>(tile % work.tiles) * Cut::kOwn;
+    const int i0 = tile % work.tiles * Cut::kOwn;
+    if (work.together) {
+      block.load_together(i0, h);
+      block.template take_sides<false>();
+    }
     if (work.queries || work.bias) block.of_queries(work, i0, h, slot_group, bias_sums);
-    if (work.keys) block.of_keys(i0, h);
+    if (work.together) block.template take_sides<true>();
+    if (work.keys) block.of_keys(work, i0, h);
   }
   if (work.bias) {
     block.write_bias(bias_sums, static_cast<C*>(p.partial) + static_cast<int64_t>(program) * Cut::kDiagonals);
@@ -350,17 +392,18 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, 1)
 // every eighth row of partial sums (chunks, groups, heads, kWidth); in what order they are added up depends on nothing.
 template <typename C>
 __global__ void __launch_bounds__(256)
-    window_add_partial(const __grid_constant__ Backward p, int64_t chunks, int groups, int slots) {
+    window_add_partial(const __grid_constant__ Backward p, int chunks, int groups, int slots) {
   C* sums = reinterpret_cast<C*>(shared_memory());
   const int width = slots + kRows, slice = threadIdx.x / 32, h = blockIdx.y;
   const int at = static_cast<int>(blockIdx.x) * 32 + static_cast<int>(threadIdx.x) % 32, column = at - p.cut;
   C sum = 0;
   if (column >= 0 && column < p.columns) {
-    for (int64_t chunk = slice; chunk < chunks; chunk += 8) {
+    for (int chunk = slice; chunk < chunks; chunk += 8) {
       int group = (column + kRows - 1) / slots;
       for (int e = column + kRows - 1 - slots * group; group >= 0 && e < slots + kRows - 1; --group, e += slots) {
         if (group < groups)
-          sum += static_cast<const C*>(p.partial)[((chunk * groups + group) * p.heads + h) * width + e];
+          sum += static_cast<const C*>(
+              p.partial)[((static_cast<int64_t>(chunk) * groups + group) * p.heads + h) * width + e];
       }
     }
   }

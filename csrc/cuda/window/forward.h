@@ -19,8 +19,8 @@ constexpr int forward_shared_bytes() {
 
 // tiles: of a sequence; total: of the batch.
 template <typename T, int kDim>
-__global__ void __launch_bounds__(Config<T, kDim>::kThreads, 1)
-    window_forward(const __grid_constant__ Forward p, int tiles, int64_t total, int walk) {
+__global__ void __launch_bounds__(Config<T, kDim>::kThreads, Config<T, kDim>::kResident)
+    window_forward(const __grid_constant__ Forward p, int tiles, int total, int walk) {
   using Cut = Config<T, kDim>;
   using C = Computed<T>;
   constexpr auto kNone = -static_cast<C>(INFINITY);
@@ -30,16 +30,14 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, 1)
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int h = static_cast<int>(blockIdx.x) % p.heads, kv_head = h / p.group;
-  const int64_t begin = static_cast<int64_t>(static_cast<int>(blockIdx.x) / p.heads) * walk;
+  const int begin = static_cast<int>(blockIdx.x) / p.heads * walk;
   T* own = queries + warp * kRows * Cut::kPitch;
-  const C scale = static_cast<C>(p.scale * 1.4426950408889634);
-  const C keep_scale = static_cast<C>(p.keep_scale);
   const int reach = p.reach, columns = p.columns;
   Columns<T> group_columns[Cut::kGroup];
   int loaded = -1;  // distance of the group that these are of; no group has this one
 
-  for (int64_t tile = begin; tile < min(begin + walk, total); ++tile) {
-    const int b = static_cast<int>(tile / tiles), i0 = static_cast<int>(tile % tiles) * Cut::kOwn;
+  for (int tile = begin; tile < min(begin + walk, total); ++tile) {
+    const int b = tile / tiles, i0 = tile % tiles * Cut::kOwn;
     const int iw = i0 + warp * kRows, n = length_of(p, b), base = i0 - reach;
     const Range all = visible_slots(p, n, i0, Cut::kOwn), mine = visible_slots(p, n, iw, kRows);
     const int first = (all.begin - base) / Cut::kOther;
@@ -73,20 +71,20 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, 1)
             loaded = distance;
           }
           C pairs[Cut::kGroup][2][4];
-          uint32_t visible[Cut::kGroup];
           C higher[2] = {highest[0], highest[1]};
 #pragma unroll
           for (int j = 0; j < Cut::kGroup; ++j) {
             const bool there = sub + j < sub_last;
-            visible[j] = 0;
+            uint32_t visible = 0;
             if (there) {
               products_of<T, kDim>(pairs[j], own, keys + kRows * (sub + j) * Cut::kPitch);
-              visible[j] = visible_pairs<false>(p, n, iw, group0 + kRows * j, group_columns[j].inside);
+              visible = visible_pairs<false>(p, n, iw, group0 + kRows * j, group_columns[j].inside);
             }
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
               C& x = pairs[j][i / 4][i % 4];
-              x = (visible[j] >> i & 1) != 0 ? x * scale + group_columns[j].bias[i / 4][i % 4] : kNone;
+              x = (visible >> i & 1) != 0 ? x * value_of<C>(p.score_scale) + group_columns[j].bias[i / 4][i % 4]
+                                          : kNone;
               higher[i % 4 / 2] = x > higher[i % 4 / 2] ? x : higher[i % 4 / 2];
             }
           }
@@ -113,9 +111,13 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, 1)
             if (p.drops) {
               const uint32_t kept = kept_pairs<false>(p, n, iw, group0 + kRows * j, h, b);
 #pragma unroll
-              for (int i = 0; i < 8; ++i) pairs[j][i / 4][i % 4] *= (kept >> i & 1) != 0 ? keep_scale : C(0);
+              for (int i = 0; i < 8; ++i)
+                pairs[j][i / 4][i % 4] *= (kept >> i & 1) != 0 ? value_of<C>(p.keep_scale) : C(0);
             }
-            add_products<T, kDim>(sums, pairs[j], visible[j], values + kRows * (sub + j) * Cut::kPitch, careful);
+            // Asked again, for it is of rare use, and registers are scarce.
+            const uint32_t visible =
+                careful ? visible_pairs<false>(p, n, iw, group0 + kRows * j, group_columns[j].inside) : 0;
+            add_products<T, kDim>(sums, pairs[j], visible, values + kRows * (sub + j) * Cut::kPitch, careful);
           }
         }
       }

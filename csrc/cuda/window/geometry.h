@@ -3,11 +3,22 @@
 // slot x under column x - i + reach. The positions of queries that see a key are numbered in the same way.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/device.h"
 #include "cuda/window/problem.h"
 #include "philox.h"
 
 namespace sinmdm::cuda::window {
+
+template <typename C>
+__device__ __forceinline__ C value_of(const Factor& factor) {
+  if constexpr (std::is_same<C, float>::value) {
+    return factor.float32;
+  } else {
+    return factor.float64;
+  }
+}
 
 struct Range {
   int begin, end;

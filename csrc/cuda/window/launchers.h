@@ -23,8 +23,7 @@ inline int walk_of(int64_t tiles, int64_t blocks_a_tile) {
 
 // The bias gradient's launch: partial sums are one number for each frame of a head at most, unless there is one chunk.
 struct BiasCut {
-  int groups, walk;
-  int64_t chunks;
+  int groups, walk, chunks;
 };
 
 template <typename T, int kDim>
@@ -36,7 +35,7 @@ BiasCut bias_cut(const Problem& p) {
   const int64_t most = static_cast<int64_t>(p.frames) * p.batch / (groups * (kSlots + kRows));
   const int64_t least_walk = ceil_div(total, most < 1 ? 1 : most), walk = walk_of(total, int64_t{1} * groups * p.heads);
   const int64_t chosen = walk < least_walk ? least_walk : walk;
-  return {groups, static_cast<int>(chosen), ceil_div(total, chosen)};
+  return {groups, static_cast<int>(chosen), static_cast<int>(ceil_div(total, chosen))};
 }
 
 // Calls body with the smallest bucket that holds head_dim, as a constant.
@@ -74,8 +73,7 @@ int launch_forward(const Forward& p, CUstream_st* stream) {
     constexpr int kDim = decltype(bucket)::value;
     using Cut = Config<T, kDim>;
     const int tiles = static_cast<int>(ceil_div(p.frames, Cut::kOwn));
-    const int64_t total = static_cast<int64_t>(tiles) * p.batch;
-    const int walk = walk_of(total, p.heads);
+    const int total = tiles * p.batch, walk = walk_of(total, p.heads);
     const dim3 grid(static_cast<unsigned>(ceil_div(total, walk) * p.heads));
     return launch(window_forward<T, kDim>, grid, Cut::kThreads, forward_shared_bytes<T, kDim>(), stream, p, tiles,
                   total, walk);
@@ -88,7 +86,7 @@ int64_t partial_numbers(const Problem& p) {
   return with_bucket(p.dim, [&](auto bucket) {
     constexpr int kDim = decltype(bucket)::value;
     const BiasCut cut = bias_cut<T, kDim>(p);
-    return cut.chunks * cut.groups * p.heads * Config<T, kDim>::kDiagonals;
+    return int64_t{1} * cut.chunks * cut.groups * p.heads * Config<T, kDim>::kDiagonals;
   });
 }
 
@@ -99,19 +97,21 @@ int launch_backward(const Backward& p, CUstream_st* stream) {
     constexpr int kDim = decltype(bucket)::value;
     using Cut = Config<T, kDim>;
     const int tiles = static_cast<int>(ceil_div(p.frames, Cut::kOwn));
-    const int64_t total = static_cast<int64_t>(tiles) * p.batch;
+    const int total = tiles * p.batch;
     const BiasCut cut = bias_cut<T, kDim>(p);
-    const bool bias = p.partial != nullptr, narrow = bias && cut.groups == 1;
-    const auto run = [&](bool queries, bool with_bias, bool keys) {
-      const Work work{queries, with_bias, keys, tiles, total, with_bias ? cut.walk : 1, with_bias ? cut.groups : 1};
-      const int heads = queries || with_bias ? p.heads : p.heads / p.group;
-      const dim3 grid(static_cast<unsigned>(ceil_div(total, work.walk) * work.groups * heads));
-      return launch(window_backward<T, kDim>, grid, Cut::kThreads, backward_shared_bytes<T, kDim>(), stream, p, work);
-    };
+    const bool bias = p.partial != nullptr, narrow = p.columns <= Cut::kNarrow;
     // Key heads that several query heads share have blocks of their own, which go through all of these.
-    const bool together = p.group == 1 && !Cut::kStoresDelta;
-    int error = run(true, narrow, together);
-    if (error == 0 && !together) error = run(false, false, true);
+    const bool fused = p.group == 1 && !Cut::kStoresDelta;
+    const auto run = [&](bool queries, bool with_bias, bool keys) {
+      const bool together = Cut::kTogether && queries && keys && narrow && p.boundary != Boundary::shift;
+      const int walk = with_bias ? cut.walk : 1, groups = with_bias ? cut.groups : 1;
+      const int heads = queries || with_bias ? p.heads : p.heads / p.group;
+      const dim3 grid(static_cast<unsigned>(ceil_div(total, walk) * groups * heads));
+      return launch(window_backward<T, kDim>, grid, Cut::kThreads, backward_shared_bytes<T, kDim>(together), stream, p,
+                    Work{queries, with_bias, keys, together, tiles, total, walk, groups});
+    };
+    int error = run(true, bias && narrow, fused);
+    if (error == 0 && !fused) error = run(false, false, true);
     if (error == 0 && bias && !narrow) error = run(false, true, false);
     if (error == 0 && bias) {
       const dim3 grid(static_cast<unsigned>(ceil_div(p.width, 32)), static_cast<unsigned>(p.heads));

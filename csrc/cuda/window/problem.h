@@ -16,6 +16,15 @@ struct Rows {
   int64_t batch = 0, frame = 0, head = 0;
 };
 
+// A factor in either dtype of the computation, so that a kernel takes it from where its arguments lie.
+struct Factor {
+  double float64 = 0;
+  float float32 = 0;
+
+  Factor() = default;
+  explicit Factor(double x) : float64(x), float32(static_cast<float>(x)) {}
+};
+
 struct Problem {
   int batch, frames, heads, group, dim;  // group: query heads that share a key head
   int left, size;                        // size = left + right + 1, the keys that a query sees
@@ -23,8 +32,8 @@ struct Problem {
   int columns;                           // of the bias that any query meets: size, or 2 size - 1 under "shift"
   Boundary boundary;
   Element element;
-  bool aligned;  // every row of every operand lies on 16 bytes and is a multiple of them
-  double scale;
+  bool aligned;               // every row of every operand lies on 16 bytes and is a multiple of them
+  Factor scale, score_scale;  // of the products; and in units of log2 e, in which scores are kept
   Rows q, k, v;
   const void* bias;  // (heads, columns), or null; in q's dtype, or bias_float32
   bool bias_float32;
@@ -34,7 +43,7 @@ struct Problem {
   bool lengths_int32;
   bool drops;  // dropout: kept are the words above `limit`, their weights times keep_scale
   uint32_t limit;
-  double keep_scale;
+  Factor keep_scale;
   uint64_t seed;
   void* lse;  // (batch, frames, heads), contiguous, in the dtype of the computation
 };

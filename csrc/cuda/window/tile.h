@@ -17,14 +17,21 @@ namespace sinmdm::cuda::window {
 
 constexpr int kRows = 16;  // of a warp, and of the other side at a time
 
+// Blocks of narrow rows that a multiprocessor is to hold, by its shared memory: registers are limited accordingly.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kMostResident = 2;
+#else
+constexpr int kMostResident = 3;
+#endif
+
 // How a block is cut for elements T and rows of kDim (head_dim padded to a bucket). A block owns kWarps tiles of 16
 // rows and holds kSubs tiles of the other side: as many as kGroup for each of its warps, whose windows move on by one
 // tile from warp to warp.
 template <typename T, int kDim>
 struct Config {
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(T));
-  static constexpr int kWarps = kRowBytes <= 256 ? 4 : 1;
-  static constexpr int kGroup = kRowBytes <= 512 ? 3 : 1;
+  static constexpr int kWarps = kRowBytes <= 256 ? 4 : kRowBytes <= 512 ? 2 : 1;
+  static constexpr int kGroup = kRowBytes <= 256 ? 3 : 1;
   static constexpr int kSubs = kWarps - 1 + kGroup;
   static constexpr int kThreads = 32 * kWarps, kOwn = kRows * kWarps, kOther = kRows * kSubs;
   static constexpr int kChunk = 16 / static_cast<int>(sizeof(T));  // elements of a 16-byte access
@@ -37,6 +44,9 @@ struct Config {
   // float32 and float64 are held to their own rounding: delta is summed up from P dP by the queries, stored, and read
   // by the keys in a launch of their own. Half types round more than O does, and take rowsum(dO O).
   static constexpr bool kStoresDelta = sizeof(T) > 2;
+  static constexpr int kResident = kTensorCores && kRowBytes <= 128 ? kMostResident : kWarps == 4 ? 2 : 1;
+  // Whether the backward may load all rows of a tile at once: they must leave room for other blocks.
+  static constexpr bool kTogether = !kStoresDelta && kRowBytes <= 128;
 };
 
 template <typename T>
@@ -100,6 +110,30 @@ __device__ __forceinline__ void store_rows(T* scratch, const Problem& p, const R
 #pragma unroll
       for (int e = 0; e < Cut::kChunk; ++e) {
         if (d + e < p.dim) target[e] = source[e];
+      }
+    }
+  }
+}
+
+// The same from the registers where they lie, four bytes or more at a time.
+template <typename T, int kDim>
+__device__ __forceinline__ void store_pairs(const Problem& p, const Rows& to, int b, int h, int i0, int end,
+                                            const Computed<T> (&sums)[kDim / 8][4], Computed<T> factor) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int i = i0 + g + 8 * half;
+    if (i >= end) continue;
+    T* row = static_cast<T*>(to.data) + b * to.batch + h * to.head + i * to.frame;
+#pragma unroll
+    for (int block = 0; block < kDim / 8; ++block) {
+      const int d = 8 * block + 2 * t;
+      const T x = narrow<T>(sums[block][2 * half] * factor), y = narrow<T>(sums[block][2 * half + 1] * factor);
+      if (p.aligned) {
+        if (d < p.dim) *reinterpret_cast<Pair<T>*>(row + d) = {x, y};
+      } else {
+        if (d < p.dim) row[d] = x;
+        if (d + 1 < p.dim) row[d + 1] = y;
       }
     }
   }

@@ -7,6 +7,7 @@
 struct CUstream_st;
 
 #define SINMDM_DEVICE CPU
+#define SINMDM_WINDOW_FLOAT64 1
 
 namespace sinmdm::cuda {
 

@@ -1,3 +1,5 @@
+// window_attention for float64, which a GPU build leaves out: on the CPU it lets the tests of the contract, which are
+// in float64, run the kernels as they are.
 #include "cuda/window/launchers.h"
 
 namespace sinmdm::cuda::window {
