@@ -24,30 +24,6 @@ struct Options {
   int64_t seed;
 };
 
-Element element_of(const ts::Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return Element::float32;
-    case ScalarType::Double:
-      STD_TORCH_CHECK(SINMDM_WINDOW_FLOAT64,
-                      "window_attention in CUDA C++ takes float16, bfloat16, float32, not float64");
-      return Element::float64;
-    case ScalarType::Half:
-      return Element::float16;
-    default:
-      return Element::bfloat16;
-  }
-}
-
-ScalarType computed_in(const ts::Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// x (B, T, H, D) with neighbouring numbers along its last axis.
-ts::Tensor unit_stride(const ts::Tensor& x) {
-  return x.size(3) > 1 && x.stride(3) != 1 ? ts::contiguous(x) : x;
-}
-
 // The kernels read operands through the pointers that they write results through, and write through the results' only.
 Rows rows_of(const ts::Tensor& x, bool& aligned) {
   const auto bytes = static_cast<int64_t>(x.element_size());
@@ -75,7 +51,10 @@ void fill(Problem& p, const ts::Tensor& q, const ts::Tensor& k, const ts::Tensor
   const bool shift = p.boundary == Boundary::shift;
   p.reach = shift ? p.size - 1 : p.left, p.columns = shift ? 2 * p.size - 1 : p.size;
   p.cut = static_cast<int>(options.left - left);
-  p.element = element_of(q), p.aligned = true, p.scale = Factor(options.scale);
+  p.element = element_of(q);
+  STD_TORCH_CHECK(SINMDM_WINDOW_FLOAT64 || p.element != Element::float64,
+                  "window_attention in CUDA C++ takes float16, bfloat16, float32, not float64");
+  p.aligned = true, p.scale = Factor(options.scale);
   p.score_scale = Factor(options.scale * 1.4426950408889634);
   p.q = rows_of(q, p.aligned), p.k = rows_of(k, p.aligned), p.v = rows_of(v, p.aligned);
   p.bias = bias.has_value() ? bias->const_data_ptr() : nullptr;
@@ -102,10 +81,6 @@ auto with_element(Element element, const Body& body) {
     default:
       return body(std::integral_constant<Element, Element::bfloat16>());
   }
-}
-
-std::optional<ts::Tensor> packed(const std::optional<ts::Tensor>& x) {
-  return x.has_value() ? std::optional<ts::Tensor>(ts::contiguous(*x)) : std::nullopt;
 }
 
 }  // namespace

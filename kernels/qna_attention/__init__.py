@@ -57,6 +57,8 @@ def _native_backward(*arguments):  # type: ignore[no-untyped-def]
 
 _dispatch.register("qna_attention", "cpu", _native, names(FLOAT_DTYPES))
 _dispatch.register("qna_attention_backward", "cpu", _native_backward, names(FLOAT_DTYPES))
+_dispatch.register("qna_attention", "cuda", _native, names(FLOAT_DTYPES))
+_dispatch.register("qna_attention_backward", "cuda", _native_backward, names(FLOAT_DTYPES))
 
 
 def _triton(*arguments):  # type: ignore[no-untyped-def]

@@ -3,12 +3,13 @@
 
 #include <cstdint>
 
+#include "cuda/element.h"
+
 struct CUstream_st;
 
 namespace sinmdm::cuda::window {
 
 enum class Boundary : int { clip, circular, shift };  // in the order of kernels/_window.py
-enum class Element : int { float32, float64, float16, bfloat16 };
 
 // A (batch, frames, heads, head_dim) operand with a unit last stride; the others are in elements.
 struct Rows {

@@ -247,6 +247,10 @@ DTYPE_CASES = [
     Case(40, (3, 3), "circular", lengths=(40, 2), dim=16),  # wraps, also a window wider than the loop
     Case(70, (5, 5), "shift", dim=16),
     Case(20, (4, 4), dim=256, batch=1),  # the largest head_dim
+    Case(150, (40, 60), dim=64, batch=1),  # a window of many tiles
+    Case(80, (16, 16), dim=128, batch=1),  # long rows
+    Case(50, (5, 3), dim=20, heads=4, kv_heads=2),  # rows of half types that do not lie on 16 bytes
+    Case(70, (16, 16), lengths=(70, 33), dim=64, dropout_p=0.3),  # dropout under the window that is used most
 ]
 
 
@@ -256,7 +260,7 @@ def test_is_as_near_to_float64_as_the_plain_composition(case: Case, dtype: torch
     inputs, grads = case.inputs(dtype), cotangents(case, dtype)
     exact_inputs = [None if x is None else x.detach().double().requires_grad_() for x in inputs]
     exact = results(*by_definition(case, *exact_inputs), exact_inputs, grads)
-    composition = by_definition if case.boundary == "circular" else masked_softmax
+    composition = by_definition if case.boundary == "circular" or case.dropout_p else masked_softmax
     eager = results(*composition(case, *inputs), inputs, grads)
     for name, actual in run(case, inputs, grads, backend).items():
         assert actual.dtype == (torch.float32 if name == "lse" else dtype)
