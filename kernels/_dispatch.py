@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from . import _native
+from . import _choice, _native
 from ._native import BackendError
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")  # fastest first
-# Where a default is looked for, by the tensors' device. Interpreted Triton would take CPU tensors, too: nobody wants
-# that unless asked for.
+# Where a default is looked for, by the tensors' device, if no measurement says otherwise (_choice.py). Interpreted
+# Triton would take CPU tensors, too: nobody wants that unless asked for.
 DEFAULTS = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 ENVIRONMENT_VARIABLE = "SINMDM_BACKEND"
 
@@ -85,11 +85,14 @@ def _declines(op: str, backend: str, device_type: str, dtype: str) -> str | None
     return machine_lacks(backend)
 
 
-def _choose(op: str, requested: str | None, device_type: str, dtype: str) -> str:
+def _choose(op: str, requested: str | None, device_type: str, dtype: str, shape: str | None = None) -> str:
     requested = requested or os.environ.get(ENVIRONMENT_VARIABLE) or None
     if requested is None:
         table = _IMPLEMENTATIONS[op]
-        usable = (name for name in DEFAULTS.get(device_type, ("reference",)) if name in table)
+        order = DEFAULTS.get(device_type, ("reference",))
+        if shape is not None:
+            order = (*_choice.measured(op, dtype, shape), *order)
+        usable = (name for name in order if name in table)
         return next(name for name in usable if _declines(op, name, device_type, dtype) is None)
     if requested not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(sorted(BACKENDS))}, got {requested!r}")
@@ -104,13 +107,23 @@ def _choose(op: str, requested: str | None, device_type: str, dtype: str) -> str
 _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def choose(op: str, requested: str | None, tensor: torch.Tensor) -> str:
+def choose(
+    op: str, requested: str | None, tensor: torch.Tensor, *, columns: int = 0, elements: int | None = None
+) -> str:
     """Name of the backend that takes a call of `op` on `tensor`.
 
     `requested`, or else the environment variable SINMDM_BACKEND, forces one. Raises ValueError for a name that is no
-    backend and BackendError for one that cannot take the call: there is no silent fallback.
+    backend and BackendError for one that cannot take the call: there is no silent fallback. Otherwise it is the first
+    of DEFAULTS that can, on CUDA after the one that was measured to be faster on such calls: `columns` is the number
+    of keys that a query sees, `elements` the size of the result where `tensor` does not tell.
     """
-    return _choose(op, requested, tensor.device.type, str(tensor.dtype).removeprefix("torch."))
+    device_type = tensor.device.type
+    shape = None
+    # An exported program takes every size: it must not have one class built in as a condition.
+    if device_type == "cuda" and not torch.compiler.is_exporting():
+        differentiated = torch.is_grad_enabled() and tensor.requires_grad
+        shape = _choice.shape_class(tensor.numel() if elements is None else elements, columns, differentiated)
+    return _choose(op, requested, device_type, str(tensor.dtype).removeprefix("torch."), shape)
 
 
 def backends() -> dict[str, str]:
@@ -121,6 +134,11 @@ def backends() -> dict[str, str]:
 def implementations() -> dict[str, tuple[str, ...]]:
     """Op name -> the backends it has an implementation for, fastest first."""
     return {op: tuple(name for name in BACKENDS if name in table) for op, table in sorted(_IMPLEMENTATIONS.items())}
+
+
+def choices() -> dict[str, str]:
+    """Class of calls on CUDA -> the backend that its measurements say, on which device, and whether they are stale."""
+    return _choice.report()
 
 
 def extension() -> dict[str, str | None]:

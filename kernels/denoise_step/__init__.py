@@ -69,6 +69,7 @@ def _triton(*inputs_and_outs):  # type: ignore[no-untyped-def]
 _dispatch.register("denoise_step", "reference", _reference, names(STATE_DTYPES))
 _dispatch.register("denoise_step", "cpu", _native, ("float32",))
 _dispatch.register("denoise_step", "triton", _triton, ("float32",))
+_dispatch.register("denoise_step", "cuda", _native, ("float32",))
 
 
 def _into_out(*arguments):  # type: ignore[no-untyped-def]

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _dispatch
 from .._autocast import outside_autocast
 from .._checks import FLOAT_DTYPES, check_device, check_dtype, names
-from .._library import LIBRARY, is_plain_call, native, no_forward_mode, no_second_derivative
+from .._library import LIBRARY, differentiable, is_plain_call, native, no_forward_mode
 from . import reference
 
 ACTIVATIONS = (None, "silu")
@@ -77,35 +77,7 @@ def _backward_fake(grad_out, x, gain, offset, *_):  # type: ignore[no-untyped-de
     return x.new_empty(x.shape), gain.new_empty(gain.shape), offset.new_empty(offset.shape)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, ctx.groups, ctx.eps, ctx.silu, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _autograd_backward(ctx, grad_out):  # type: ignore[no-untyped-def]
-    grads = torch.ops.sinmdm.norm_affine_backward(
-        grad_out, *ctx.saved_tensors, ctx.groups, ctx.eps, ctx.silu, ctx.backend
-    )
-    return *grads, *[None] * 4
-
-
-torch.library.register_autograd("sinmdm::norm_affine", _autograd_backward, setup_context=_setup_context, lib=LIBRARY)
-no_second_derivative("norm_affine")
-
-
-class _Eager(torch.autograd.Function):
-    """The op where nothing of the dispatcher is needed but gradients: half the cost of a small call."""
-
-    @staticmethod
-    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
-        _setup_context(ctx, inputs, None)
-        return _forward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad_out):  # type: ignore[no-untyped-def]
-        if torch.is_grad_enabled():  # of create_graph: the op says that it has no second derivative
-            return _autograd_backward(ctx, grad_out)
-        return *_backward(grad_out, *ctx.saved_tensors, ctx.groups, ctx.eps, ctx.silu, ctx.backend), *[None] * 4
+_Eager = differentiable("norm_affine", _forward, _backward, tensors=3)
 
 
 def norm_affine(

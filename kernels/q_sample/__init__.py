@@ -49,6 +49,7 @@ def _triton(*inputs_and_outs):  # type: ignore[no-untyped-def]
 _dispatch.register("q_sample", "reference", _reference, names(STATE_DTYPES))
 _dispatch.register("q_sample", "cpu", _native, ("float32",))
 _dispatch.register("q_sample", "triton", _triton, ("float32",))
+_dispatch.register("q_sample", "cuda", _native, ("float32",))
 
 
 def _into_out(*arguments):  # type: ignore[no-untyped-def]

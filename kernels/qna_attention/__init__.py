@@ -15,7 +15,7 @@ from .._checks import (
     names,
     window_pair,
 )
-from .._library import LIBRARY, is_plain_call, native, no_forward_mode, no_second_derivative
+from .._library import LIBRARY, differentiable, is_plain_call, native, no_forward_mode
 from . import reference
 
 BOUNDARIES = ("clip", "circular")  # by number as in kernels/_window.py
@@ -102,34 +102,7 @@ def _backward_fake(grad_out, scores, values, rel_bias, *_):  # type: ignore[no-u
     return scores.new_empty(scores.shape), values.new_empty(values.shape), rel_bias.new_empty(rel_bias.shape)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, left, right, stride, boundary, ctx.backend = inputs
-    ctx.options = left, right, stride, boundary
-    ctx.save_for_backward(*tensors)
-
-
-def _autograd_backward(ctx, grad_out):  # type: ignore[no-untyped-def]
-    grads = torch.ops.sinmdm.qna_attention_backward(grad_out, *ctx.saved_tensors, *ctx.options, ctx.backend)
-    return *grads, *[None] * 6
-
-
-torch.library.register_autograd("sinmdm::qna_attention", _autograd_backward, setup_context=_setup_context, lib=LIBRARY)
-no_second_derivative("qna_attention")
-
-
-class _Eager(torch.autograd.Function):
-    """The op where nothing of the dispatcher is needed but gradients: half the cost of a small call."""
-
-    @staticmethod
-    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
-        _setup_context(ctx, inputs, None)
-        return _forward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad_out):  # type: ignore[no-untyped-def]
-        if torch.is_grad_enabled():  # of create_graph: the op says that it has no second derivative
-            return _autograd_backward(ctx, grad_out)
-        return *_backward(grad_out, *ctx.saved_tensors, *ctx.options, ctx.backend), *[None] * 6
+_Eager = differentiable("qna_attention", _forward, _backward, tensors=4)
 
 
 def qna_attention(
