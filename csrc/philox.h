@@ -28,8 +28,10 @@ SINMDM_INLINE Words philox4x32_10(Words c, uint64_t seed) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = static_cast<uint64_t>(0xD2511F53u) * c.x0;
     const uint64_t product1 = static_cast<uint64_t>(0xCD9E8D57u) * c.x2;
-    c = Words{static_cast<uint32_t>(product1 >> 32) ^ c.x1 ^ key0, static_cast<uint32_t>(product1),
-              static_cast<uint32_t>(product0 >> 32) ^ c.x3 ^ key1, static_cast<uint32_t>(product0)};
+    uint32_t half0[2], half1[2];  // copied: nvcc adds a zero to what a shift by 32 leaves
+    memcpy(half0, &product0, 8);
+    memcpy(half1, &product1, 8);
+    c = Words{half1[1] ^ c.x1 ^ key0, half1[0], half0[1] ^ c.x3 ^ key1, half0[0]};
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }

@@ -55,6 +55,11 @@ __device__ __forceinline__ double narrow<double>(double x) {
   return x;
 }
 
+// Beside ptx.h's for float.
+__device__ __forceinline__ double power_of_two(double x) {
+  return exp2(x);
+}
+
 template <typename T>
 struct Same {
   using type = T;  // from which no template argument is deduced

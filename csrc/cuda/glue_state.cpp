@@ -11,20 +11,6 @@ namespace {
 
 using OptionalTensor = std::optional<ts::Tensor>;
 
-Number number_of(const ts::Tensor& x) {
-  using torch::headeronly::ScalarType;
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return Number::float32;
-    case ScalarType::Double:
-      return Number::float64;
-    case ScalarType::Half:
-      return Number::float16;
-    default:
-      return Number::bfloat16;
-  }
-}
-
 // The states of a call, all of one shape.
 class States {
  public:
@@ -39,8 +25,8 @@ class States {
     const int64_t frame = x.stride(1), channel = x.stride(2);
     const bool packed = (channel == 1 || sizes_.channels == 1) && (frame == sizes_.channels || frames_ == 1);
     sizes_.packed &= packed;
-    return {const_cast<void*>(x.const_data_ptr()),   x.stride(0),  frame, channel,
-            frame - (sizes_.channels - 1) * channel, number_of(x), packed};
+    return {const_cast<void*>(x.const_data_ptr()),   x.stride(0),   frame, channel,
+            frame - (sizes_.channels - 1) * channel, element_of(x), packed};
   }
 
   State of(const OptionalTensor& x) { return x.has_value() ? of(*x) : State(); }

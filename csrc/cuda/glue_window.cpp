@@ -59,7 +59,7 @@ void fill(Problem& p, const ts::Tensor& q, const ts::Tensor& k, const ts::Tensor
   p.q = rows_of(q, p.aligned), p.k = rows_of(k, p.aligned), p.v = rows_of(v, p.aligned);
   p.bias = bias.has_value() ? bias->const_data_ptr() : nullptr;
   p.bias_float32 = bias.has_value() && bias->scalar_type() == ScalarType::Float;
-  p.bias_head = bias.has_value() ? bias->stride(0) : 0, p.bias_column = bias.has_value() ? bias->stride(1) : 0;
+  p.bias_head = bias.has_value() ? bias->stride(0) : 0;
   p.lengths = lengths.has_value() ? lengths->const_data_ptr() : nullptr;
   p.lengths_int32 = lengths.has_value() && lengths->scalar_type() == ScalarType::Int;
   const double threshold = std::nearbyint(options.dropout_p * 0x1p32);
@@ -67,20 +67,11 @@ void fill(Problem& p, const ts::Tensor& q, const ts::Tensor& k, const ts::Tensor
   p.keep_scale = Factor(1 / (1 - options.dropout_p)), p.seed = static_cast<uint64_t>(options.seed);
 }
 
-template <typename Body>
-auto with_element(Element element, const Body& body) {
-  switch (element) {
-    case Element::float32:
-      return body(std::integral_constant<Element, Element::float32>());
+const Launchers& launchers_of(const Problem& p) {
 #if SINMDM_WINDOW_FLOAT64
-    case Element::float64:
-      return body(std::integral_constant<Element, Element::float64>());
+  if (p.element == Element::float64) return kFloat64;
 #endif
-    case Element::float16:
-      return body(std::integral_constant<Element, Element::float16>());
-    default:
-      return body(std::integral_constant<Element, Element::bfloat16>());
-  }
+  return p.element == Element::float32 ? kFloat32 : p.element == Element::float16 ? kFloat16 : kBfloat16;
 }
 
 }  // namespace
@@ -88,22 +79,21 @@ auto with_element(Element element, const Body& body) {
 // q (B, T, H, D), k, v (B, T, H_kv, D), any strides; rel_bias (H, columns) in q's dtype or float32;
 // lengths (B), int32 or int64. To out (B, T, H, D) and lse (B, T, H), contiguous.
 std::tuple<ts::Tensor, ts::Tensor> window_attention(const ts::Tensor& q_any, const ts::Tensor& k_any,
-                                                    const ts::Tensor& v_any, const std::optional<ts::Tensor>& rel_bias,
+                                                    const ts::Tensor& v_any,
+                                                    const std::optional<ts::Tensor>& rel_bias_any,
                                                     const std::optional<ts::Tensor>& lengths_any, int64_t left,
                                                     int64_t right, double scale, int64_t boundary, double dropout_p,
                                                     int64_t seed) {
   const Context context(q_any);
   const ts::Tensor q = unit_stride(q_any), k = unit_stride(k_any), v = unit_stride(v_any);
-  const std::optional<ts::Tensor> lengths = packed(lengths_any);
+  const std::optional<ts::Tensor> lengths = packed(lengths_any), rel_bias = packed(rel_bias_any);
   ts::Tensor out = ts::new_empty(q, q.sizes());
   ts::Tensor lse = ts::new_empty(q, {q.size(0), q.size(1), q.size(2)}, computed_in(q));
   if (q.size(0) == 0) return {out, lse};
   Forward p;
   fill(p, q, k, v, rel_bias, lengths, {left, right, scale, boundary, dropout_p, seed});
   p.out = rows_of(out, p.aligned), p.lse = lse.mutable_data_ptr();
-  check_launch("window_attention", with_element(p.element, [&](auto element) {
-                 return launch_forward<decltype(element)::value>(p, context.stream);
-               }));
+  check_launch("window_attention", launchers_of(p).forward(p, context.stream));
   return {out, lse};
 }
 
@@ -111,13 +101,14 @@ std::tuple<ts::Tensor, ts::Tensor> window_attention(const ts::Tensor& q_any, con
 // bias_grad).
 std::tuple<ts::Tensor, ts::Tensor, ts::Tensor, ts::Tensor> window_attention_backward(
     const ts::Tensor& grad_out_any, const std::optional<ts::Tensor>& grad_lse_any, const ts::Tensor& q_any,
-    const ts::Tensor& k_any, const ts::Tensor& v_any, const std::optional<ts::Tensor>& rel_bias,
+    const ts::Tensor& k_any, const ts::Tensor& v_any, const std::optional<ts::Tensor>& rel_bias_any,
     const std::optional<ts::Tensor>& lengths_any, const ts::Tensor& out_any, const ts::Tensor& lse_any, int64_t left,
     int64_t right, double scale, int64_t boundary, double dropout_p, int64_t seed, bool bias_grad) {
   const Context context(q_any);
   const ts::Tensor grad_out = unit_stride(grad_out_any), out = unit_stride(out_any), lse = ts::contiguous(lse_any);
   const ts::Tensor q = unit_stride(q_any), k = unit_stride(k_any), v = unit_stride(v_any);
-  const std::optional<ts::Tensor> lengths = packed(lengths_any), grad_lse = packed(grad_lse_any);
+  const std::optional<ts::Tensor> lengths = packed(lengths_any), rel_bias = packed(rel_bias_any);
+  const std::optional<ts::Tensor> grad_lse = packed(grad_lse_any);
   ts::Tensor dq = ts::new_empty(q, q.sizes()), dk = ts::new_empty(k, k.sizes()), dv = ts::new_empty(v, v.sizes());
   const ScalarType computed = computed_in(q);
   if (q.size(0) == 0) {
@@ -129,17 +120,14 @@ std::tuple<ts::Tensor, ts::Tensor, ts::Tensor, ts::Tensor> window_attention_back
   p.dq = rows_of(dq, p.aligned), p.dk = rows_of(dk, p.aligned), p.dv = rows_of(dv, p.aligned);
   p.lse = const_cast<void*>(lse.const_data_ptr());
   p.grad_lse = grad_lse.has_value() ? grad_lse->const_data_ptr() : nullptr;
-  const int64_t numbers =
-      with_element(p.element, [&](auto element) { return partial_numbers<decltype(element)::value>(p); });
+  const int64_t numbers = launchers_of(p).partial_numbers(p);
   ts::Tensor delta = q.element_size() > 2 ? ts::new_empty(lse, lse.sizes()) : ts::new_empty(lse, {0});
   ts::Tensor partial = ts::new_empty(lse, {bias_grad ? numbers : 0});
   ts::Tensor dbias = bias_grad ? ts::new_empty(lse, rel_bias->sizes()) : ts::new_empty(lse, {0});
   p.delta = delta.mutable_data_ptr();
   p.partial = bias_grad ? partial.mutable_data_ptr() : nullptr;
   p.dbias = dbias.mutable_data_ptr(), p.width = bias_grad ? static_cast<int>(rel_bias->size(1)) : 0;
-  check_launch("window_attention_backward", with_element(p.element, [&](auto element) {
-                 return launch_backward<decltype(element)::value>(p, context.stream);
-               }));
+  check_launch("window_attention_backward", launchers_of(p).backward(p, context.stream));
   return {dq, dk, dv, dbias};
 }
 

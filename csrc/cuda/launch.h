@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cuda/element.h"
+
 struct CUstream_st;
 
 namespace sinmdm::cuda {
@@ -14,13 +16,11 @@ const char* error_text(int error);
 
 // Diffusion states: (rows, frames, channels) tensors on the current device with any strides, in elements; none where
 // `data` is null.
-enum class Number { float32, float64, float16, bfloat16 };
-
 struct State {
   void* data = nullptr;
   int64_t row = 0, frame = 0, channel = 0;
   int64_t next_frame = 0;  // from a frame's last channel to the next one's first
-  Number number = Number::float32;
+  Element element = Element::float32;
   bool packed = true;  // a row is one run of memory
 };
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cuda/ptx.h"
 #include "philox.h"
 
 namespace sinmdm::cuda {
@@ -21,17 +22,6 @@ __device__ __forceinline__ uint32_t bits_of(float x) {
   uint32_t bits;
   memcpy(&bits, &x, 4);
   return bits;
-}
-
-// One instruction, whose relative error is at most 2^-23 by the PTX ISA; sqrtf is many, and a branch.
-__device__ __forceinline__ float square_root(float x) {
-#ifdef __CUDA_ARCH__
-  float root;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
-  return root;
-#else
-  return sqrtf(x);
-#endif
 }
 
 // -2 ln u of u = ((word >> 9) + 1/2) 2^-23.

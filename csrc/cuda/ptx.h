@@ -97,4 +97,18 @@ __device__ __forceinline__ uint32_t pack<__nv_bfloat16>(float low, float high) {
   return pair;
 }
 
+// 2^x to 2 units in the last place; results below the least normal number are 0.
+__device__ __forceinline__ float power_of_two(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// With a relative error of at most 2^-23; sqrtf is many instructions, and a branch.
+__device__ __forceinline__ float square_root(float x) {
+  float root;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
+}
+
 }  // namespace sinmdm::cuda

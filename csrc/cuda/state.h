@@ -207,9 +207,9 @@ __device__ __forceinline__ void load(const State& state, const Part<kWhole>& par
 
 template <bool kWhole>
 __device__ __forceinline__ void load_any(const State& state, const Part<kWhole>& part, Groups& to) {
-  if (state.number == Number::float32) return load_as<float>(state, part, to);
-  if (state.number == Number::bfloat16) return load_as<__nv_bfloat16>(state, part, to);
-  if (state.number == Number::float16) return load_as<__half>(state, part, to);
+  if (state.element == Element::float32) return load_as<float>(state, part, to);
+  if (state.element == Element::bfloat16) return load_as<__nv_bfloat16>(state, part, to);
+  if (state.element == Element::float16) return load_as<__half>(state, part, to);
   return load_as<double>(state, part, to);
 }
 

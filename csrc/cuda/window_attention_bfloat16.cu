@@ -2,8 +2,6 @@
 
 namespace sinmdm::cuda::window {
 
-template int launch_forward<Element::bfloat16>(const Forward&, CUstream_st*);
-template int launch_backward<Element::bfloat16>(const Backward&, CUstream_st*);
-template int64_t partial_numbers<Element::bfloat16>(const Problem&);
+extern const Launchers kBfloat16 = launchers_of<__nv_bfloat16>();
 
 }  // namespace sinmdm::cuda::window

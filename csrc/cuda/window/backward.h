@@ -8,9 +8,9 @@
 // among them. Every operand then comes from device memory once, and neighbours' rows from the second cache; there is no
 // pass before it, and nothing is atomic. Otherwise it holds its own rows and meets kOther of the other side at a time.
 //
-// dS of a group lies in registers in the same place for every tile, by Toeplitz: its sums over a walk of tiles are
-// added up along their diagonals only at the walk's end, to one row of numbers a block, and those rows are added up in
-// a fixed order.
+// By Toeplitz, dS of a group has the same place for every tile: each thread keeps its sums over a walk of tiles in
+// shared memory, 8 kGroup numbers that are its own. They are added up along their diagonals only at the walk's end, to
+// one row of numbers a block, and those rows are added up in a fixed order.
 #pragma once
 
 #include "cuda/window/pairs.h"
@@ -34,7 +34,8 @@ constexpr int backward_shared_bytes(bool together) {
   constexpr int kSkewed = Cut::kOwn * Cut::kDiagonals * static_cast<int>(sizeof(Computed<T>));
   const int rows = 2 * ((together ? Cut::kOther : Cut::kOwn) + Cut::kOther);
   const int bytes = rows * Cut::kPitch * static_cast<int>(sizeof(T));
-  return (bytes > kSkewed ? bytes : kSkewed) + 2 * Cut::kOther * static_cast<int>(sizeof(Computed<T>));
+  const int numbers = 2 * Cut::kOther + 8 * Cut::kGroup * Cut::kThreads;
+  return (bytes > kSkewed ? bytes : kSkewed) + numbers * static_cast<int>(sizeof(Computed<T>));
 }
 
 // One block's view of its shared memory, and of the sequence that it is at.
@@ -44,50 +45,55 @@ struct Block {
   using C = Computed<T>;
   static constexpr auto kLog2E = static_cast<C>(1.4426950408889634);
 
+  static constexpr int kRowsOfOne = Cut::kOther * Cut::kPitch;
+
   const Backward& p;
-  C *lse, *delta;                    // of queries in shared memory; lse in units of log2 e
-  T* rows;                           // of every operand
-  T *own1, *own2, *other1, *other2;  // queries and dO, keys and values; or the other way round
-  int own_statistics = 0;            // number of the block's first query in lse and delta
+  // Where the block's own rows begin, in elements from rows(), and how far its second operand lies from the first: of
+  // queries and dO, or of keys and values. The other side are the others, kRowsOfOne from one another.
+  int own = 0, own_span = Cut::kOwn * Cut::kPitch, other = 2 * Cut::kOwn * Cut::kPitch;
+  int own_statistics = 0;  // number of the block's first query in lse() and delta()
   int warp, lane, b = 0, n = 0;
 
   __device__ __forceinline__ explicit Block(const Backward& problem)
-      : p(problem), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {
-    lse = reinterpret_cast<C*>(shared_memory());
-    delta = lse + Cut::kOther;
-    rows = reinterpret_cast<T*>(delta + Cut::kOther);
-    own1 = rows;
-    own2 = own1 + Cut::kOwn * Cut::kPitch;
-    other1 = own2 + Cut::kOwn * Cut::kPitch;
-    other2 = other1 + Cut::kOther * Cut::kPitch;
+      : p(problem), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {}
+
+  // Of queries in shared memory; lse in units of log2 e.
+  __device__ __forceinline__ C* lse() const { return reinterpret_cast<C*>(shared_memory()); }
+  __device__ __forceinline__ C* delta() const { return lse() + Cut::kOther; }
+  // This thread's sums of dS, 8 kGroup of them at a pitch of kThreads.
+  __device__ __forceinline__ C* bias_sums() const { return delta() + Cut::kOther + threadIdx.x; }
+  __device__ __forceinline__ T* rows() const {
+    return reinterpret_cast<T*>(delta() + Cut::kOther + 8 * Cut::kGroup * Cut::kThreads);
   }
+  // The first and the second operand of the warp's own rows, and of the other side's.
+  __device__ __forceinline__ T* own1() const { return rows() + own + kRows * warp * Cut::kPitch; }
+  __device__ __forceinline__ T* own2() const { return own1() + own_span; }
+  __device__ __forceinline__ T* other1() const { return rows() + other; }
+  __device__ __forceinline__ T* other2() const { return other1() + kRowsOfOne; }
 
   // Of rows that are loaded together: queries from position i0 - right on, dO, keys from i0 - left on, values. Which of
   // them are the block's own, and which the other side.
   template <bool kOwnIsKey>
   __device__ __forceinline__ void take_sides() {
-    constexpr int kRowsOfOne = Cut::kOther * Cut::kPitch;
     const int right = p.size - 1 - p.left;
-    T *queries = rows, *keys = rows + 2 * kRowsOfOne;
-    own1 = kOwnIsKey ? keys + p.left * Cut::kPitch : queries + right * Cut::kPitch;
-    other1 = kOwnIsKey ? queries : keys;
-    own2 = own1 + kRowsOfOne, other2 = other1 + kRowsOfOne;
+    own = kOwnIsKey ? 2 * kRowsOfOne + p.left * Cut::kPitch : right * Cut::kPitch;
+    other = kOwnIsKey ? 0 : 2 * kRowsOfOne;
+    own_span = kRowsOfOne;
     own_statistics = right;
   }
 
   __device__ __forceinline__ void load_together(int i0, int h) {
-    constexpr int kRowsOfOne = Cut::kOther * Cut::kPitch;
     const auto query = [&](int row) { return frame_at(p, n, i0 - (p.size - 1 - p.left) + row); };
     const auto key = [&](int row) { return frame_at(p, n, i0 - p.left + row); };
     __syncthreads();  // nobody reads what was there
-    load_rows<T, kDim>(rows, Cut::kOther, p, p.q, b, h, query);
-    load_rows<T, kDim>(rows + kRowsOfOne, Cut::kOther, p, p.grad_out, b, h, query);
-    load_rows<T, kDim>(rows + 2 * kRowsOfOne, Cut::kOther, p, p.k, b, h, key);
-    load_rows<T, kDim>(rows + 3 * kRowsOfOne, Cut::kOther, p, p.v, b, h, key);
+    load_rows<T, kDim>(rows(), Cut::kOther, p, p.q, b, h, query);
+    load_rows<T, kDim>(rows() + kRowsOfOne, Cut::kOther, p, p.grad_out, b, h, query);
+    load_rows<T, kDim>(rows() + 2 * kRowsOfOne, Cut::kOther, p, p.k, b, h, key);
+    load_rows<T, kDim>(rows() + 3 * kRowsOfOne, Cut::kOther, p, p.v, b, h, key);
     copy_async_commit();
     copy_async_wait<0>();
     __syncthreads();
-    load_statistics(rows + kRowsOfOne, Cut::kOther, h, true, query);
+    load_statistics(rows() + kRowsOfOne, Cut::kOther, h, true, query);
     __syncthreads();
   }
 
@@ -130,8 +136,8 @@ struct Block {
           sum -= static_cast<const C*>(p.grad_lse)[at(f, h)];
         }
       }
-      lse[row] = log_denominator;
-      delta[row] = sum;
+      lse()[row] = log_denominator;
+      delta()[row] = sum;
     }
   }
 
@@ -146,7 +152,7 @@ struct Block {
   // there already or loaded kOther positions at a time, numbers [first, last) from `base` on, of head h (queries) and
   // kv_head (keys). fixed: only one group, whose first tile is the warp's own number; j is then the tile's number in
   // the group.
-  template <bool kOwnIsKey, bool kUnrolled, typename Body>
+  template <bool kOwnIsKey, typename Body>
   __device__ __forceinline__ void walk(int own0, int base, int first, int last, bool there, Range mine, bool fixed,
                                        int h, int kv_head, const Body& body) {
     const int own_w = own0 + kRows * warp;
@@ -156,13 +162,13 @@ struct Block {
       if (!there) {
         const auto frame = [&](int row) { return frame_at(p, n, other0 + row); };
         __syncthreads();  // nobody reads what was there
-        load_rows<T, kDim>(other1, Cut::kOther, p, kOwnIsKey ? p.q : p.k, b, kOwnIsKey ? h : kv_head, frame);
-        load_rows<T, kDim>(other2, Cut::kOther, p, kOwnIsKey ? p.grad_out : p.v, b, kOwnIsKey ? h : kv_head, frame);
+        load_rows<T, kDim>(other1(), Cut::kOther, p, kOwnIsKey ? p.q : p.k, b, kOwnIsKey ? h : kv_head, frame);
+        load_rows<T, kDim>(other2(), Cut::kOther, p, kOwnIsKey ? p.grad_out : p.v, b, kOwnIsKey ? h : kv_head, frame);
         copy_async_commit();
         copy_async_wait<0>();
         __syncthreads();
         if (kOwnIsKey) {
-          load_statistics(other2, Cut::kOther, h, true, frame);
+          load_statistics(other2(), Cut::kOther, h, true, frame);
           __syncthreads();
         }
       }
@@ -170,22 +176,22 @@ struct Block {
       int sub_last = mine.begin < mine.end ? min((mine.end - other0 + kRows - 1) / kRows, Cut::kSubs) : 0;
       if (fixed) sub_last = min(sub_last, warp + Cut::kGroup);
       for (int sub = sub_first; sub < sub_last; sub += Cut::kGroup) {
-#pragma unroll(kUnrolled ? Cut::kGroup : 1)
+#pragma unroll 1
         for (int j = 0; j < Cut::kGroup; ++j) {
           if (sub + j >= sub_last) continue;
           const int other_s = other0 + kRows * (sub + j), row = kRows * (sub + j);
           C weights[2][4], gradients[2][4];
-          products_of<T, kDim>(weights, own1 + kRows * warp * Cut::kPitch, other1 + row * Cut::kPitch);
-          products_of<T, kDim>(gradients, own2 + kRows * warp * Cut::kPitch, other2 + row * Cut::kPitch);
+          products_of<T, kDim>(weights, own1(), other1() + row * Cut::kPitch);
+          products_of<T, kDim>(gradients, own2(), other2() + row * Cut::kPitch);
           const int offset = p.reach + (kOwnIsKey ? own_w - other_s : other_s - own_w);
           Columns<T> bias;  // not before it is needed: its lines stay in the first cache, and registers are scarce
-          bias.template load<kOwnIsKey ? -1 : 1>(p, h, offset, p.columns);
+          bias.template load<kOwnIsKey ? -1 : 1>(p, h, offset);
           const uint32_t visible = visible_pairs<kOwnIsKey>(p, n, own_w, other_s, bias.inside);
           const uint32_t kept = p.drops ? kept_pairs<kOwnIsKey>(p, n, own_w, other_s, h, b) : 0;
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
-            const C shift =
-                lse[kOwnIsKey ? row + 8 * (i / 4) + 2 * t + i % 2 : own_statistics + kRows * warp + g + i % 4 / 2 * 8];
+            const C shift = lse()[kOwnIsKey ? row + 8 * (i / 4) + 2 * t + i % 2
+                                            : own_statistics + kRows * warp + g + i % 4 / 2 * 8];
             C& x = weights[i / 4][i % 4];
             x = (visible >> i & 1) != 0 ? power_of_two(x * value_of<C>(p.score_scale) + bias.bias[i / 4][i % 4] - shift)
                                         : C(0);
@@ -205,15 +211,14 @@ struct Block {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const C less =
-          delta[kOwnIsKey ? row + 8 * (i / 4) + 2 * t + i % 2 : own_statistics + kRows * warp + g + i % 4 / 2 * 8];
+          delta()[kOwnIsKey ? row + 8 * (i / 4) + 2 * t + i % 2 : own_statistics + kRows * warp + g + i % 4 / 2 * 8];
       C& x = gradients[i / 4][i % 4];
       x = (visible >> i & 1) != 0 ? weights[i / 4][i % 4] * (x - less) : C(0);
     }
   }
 
-  // The queries from i0 on: their dQ, and their dS added to `sums`, of one group of slots where the bias is alone.
-  __device__ __forceinline__ void of_queries(const Work& work, int i0, int h, int slot_group,
-                                             C (&bias_sums)[Cut::kGroup][2][4]) {
+  // The queries from i0 on: their dQ, and their dS added to bias_sums(), of one group of slots where the bias is alone.
+  __device__ __forceinline__ void of_queries(const Work& work, int i0, int h, int slot_group) {
     const int kv_head = h / p.group, iw = i0 + kRows * warp;
     const Range all = visible_slots(p, n, i0, Cut::kOwn), mine = visible_slots(p, n, iw, kRows);
     int base = i0 - p.reach;
@@ -227,31 +232,31 @@ struct Block {
     if (first < last && !work.together) {
       __syncthreads();  // nobody reads what was there
       const auto frame = [&](int row) { return i0 + row < n ? i0 + row : -1; };
-      load_rows<T, kDim>(own1, Cut::kOwn, p, p.q, b, h, frame);
-      load_rows<T, kDim>(own2, Cut::kOwn, p, p.grad_out, b, h, frame);
+      load_rows<T, kDim>(rows(), Cut::kOwn, p, p.q, b, h, frame);
+      load_rows<T, kDim>(rows() + own_span, Cut::kOwn, p, p.grad_out, b, h, frame);
       copy_async_commit();
       copy_async_wait<0>();
       __syncthreads();
       const bool sum_up_delta = work.queries && Cut::kStoresDelta;
-      load_statistics(own2, Cut::kOwn, h, !sum_up_delta, frame);
+      load_statistics(rows() + own_span, Cut::kOwn, h, !sum_up_delta, frame);
       __syncthreads();
       if (sum_up_delta) {
         C sums[2] = {0, 0};
-        walk<false, false>(i0, base, first, last, false, mine, false, h, kv_head,
-                           [&](int, int, C(&weights)[2][4], C(&gradients)[2][4], uint32_t, uint32_t visible) {
+        walk<false>(i0, base, first, last, false, mine, false, h, kv_head,
+                    [&](int, int, C(&weights)[2][4], C(&gradients)[2][4], uint32_t, uint32_t visible) {
 #pragma unroll
-                             for (int i = 0; i < 8; ++i) {
-                               const C x = weights[i / 4][i % 4] * gradients[i / 4][i % 4];
-                               sums[i % 4 / 2] += (visible >> i & 1) != 0 ? x : C(0);
-                             }
-                           });
+                      for (int i = 0; i < 8; ++i) {
+                        const C x = weights[i / 4][i % 4] * gradients[i / 4][i % 4];
+                        sums[i % 4 / 2] += (visible >> i & 1) != 0 ? x : C(0);
+                      }
+                    });
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int row = kRows * warp + lane / 4 + 8 * half, i = i0 + row;
           C sum = sum_of_row(sums[half]);
           if (lane % 4 != 0) continue;
           if (i < n && p.grad_lse != nullptr) sum -= static_cast<const C*>(p.grad_lse)[at(i, h)];
-          delta[row] = sum;
+          delta()[row] = sum;
           if (i < n) static_cast<C*>(p.delta)[at(i, h)] = sum;
         }
         __syncwarp();  // a warp reads its own rows only
@@ -260,17 +265,17 @@ struct Block {
     C sums[kDim / 8][4];
     for (bool careful = false;; careful = true) {
       clear(sums);
-      walk<false, true>(i0, base, first, last, work.together, mine, work.bias, h, kv_head,
-                        [&](int j, int row, C(&weights)[2][4], C(&gradients)[2][4], uint32_t, uint32_t visible) {
-                          score_gradients<false>(gradients, weights, row, visible);
-                          if (work.bias && !careful) {
+      walk<false>(i0, base, first, last, work.together, mine, work.bias, h, kv_head,
+                  [&](int j, int row, C(&weights)[2][4], C(&gradients)[2][4], uint32_t, uint32_t visible) {
+                    score_gradients<false>(gradients, weights, row, visible);
+                    if (work.bias && !careful) {
 #pragma unroll
-                            for (int i = 0; i < 8; ++i) bias_sums[j][i / 4][i % 4] += gradients[i / 4][i % 4];
-                          }
-                          if (work.queries) {
-                            add_products<T, kDim>(sums, gradients, visible, other1 + row * Cut::kPitch, careful);
-                          }
-                        });
+                      for (int i = 0; i < 8; ++i) bias_sums()[(8 * j + i) * Cut::kThreads] += gradients[i / 4][i % 4];
+                    }
+                    if (work.queries) {
+                      add_products<T, kDim>(sums, gradients, visible, other1() + row * Cut::kPitch, careful);
+                    }
+                  });
       if (careful || !work.queries || !__syncthreads_or(!all_finite(sums))) break;
     }
     if (!work.queries) return;
@@ -278,7 +283,7 @@ struct Block {
     if (work.together) {  // the keys have yet to meet these rows
       store_pairs<T, kDim>(p, p.dq, b, h, iw, p.frames, sums, scale);
     } else {
-      store_rows<T, kDim>(own1 + kRows * warp * Cut::kPitch, p, p.dq, b, h, iw, p.frames, sums, scale, scale);
+      store_rows<T, kDim>(own1(), p, p.dq, b, h, iw, p.frames, sums, scale, scale);
     }
   }
 
@@ -292,8 +297,8 @@ struct Block {
     if (first < last && !work.together) {
       __syncthreads();  // nobody reads what was there
       const auto frame = [&](int row) { return j0 + row < n ? j0 + row : -1; };
-      load_rows<T, kDim>(own1, Cut::kOwn, p, p.k, b, kv_head, frame);
-      load_rows<T, kDim>(own2, Cut::kOwn, p, p.v, b, kv_head, frame);
+      load_rows<T, kDim>(rows(), Cut::kOwn, p, p.k, b, kv_head, frame);
+      load_rows<T, kDim>(rows() + own_span, Cut::kOwn, p, p.v, b, kv_head, frame);
       copy_async_commit();
       copy_async_wait<0>();  // and the barrier before the other side is read
     }
@@ -306,29 +311,28 @@ struct Block {
         clear(sums);
         clear(more);
         for (int h = kv_head * p.group; h < (kv_head + 1) * p.group; ++h) {
-          walk<true, kParts == 1>(
-              j0, base, first, last, work.together, mine, false, h, kv_head,
-              [&](int, int row, C(&weights)[2][4], C(&gradients)[2][4], uint32_t kept, uint32_t visible) {
-                score_gradients<true>(gradients, weights, row, visible);
-                if (p.drops) times_kept(weights, kept);
-                const T *rows1 = other1 + row * Cut::kPitch, *rows2 = other2 + row * Cut::kPitch;
-                if constexpr (kParts == 1) {
-                  add_products<T, kDim>(sums, weights, visible, rows2, careful);
-                  add_products<T, kDim>(more, gradients, visible, rows1, careful);
-                } else {
+          walk<true>(j0, base, first, last, work.together, mine, false, h, kv_head,
+                     [&](int, int row, C(&weights)[2][4], C(&gradients)[2][4], uint32_t kept, uint32_t visible) {
+                       score_gradients<true>(gradients, weights, row, visible);
+                       if (p.drops) times_kept(weights, kept);
+                       const T *rows1 = other1() + row * Cut::kPitch, *rows2 = other2() + row * Cut::kPitch;
+                       if constexpr (kParts == 1) {
+                         add_products<T, kDim>(sums, weights, visible, rows2, careful);
+                         add_products<T, kDim>(more, gradients, visible, rows1, careful);
+                       } else {
 #pragma unroll
-                  for (int i = 0; i < 8; ++i) {
-                    if (part == 1) weights[i / 4][i % 4] = gradients[i / 4][i % 4];
-                  }
-                  add_products<T, kDim>(sums, weights, visible, part == 0 ? rows2 : rows1, careful);
-                }
-              });
+                         for (int i = 0; i < 8; ++i) {
+                           if (part == 1) weights[i / 4][i % 4] = gradients[i / 4][i % 4];
+                         }
+                         add_products<T, kDim>(sums, weights, visible, part == 0 ? rows2 : rows1, careful);
+                       }
+                     });
         }
         if (careful || !__syncthreads_or(!all_finite(sums) || !all_finite(more))) break;
       }
       // By way of rows that nobody reads any more: the keys are needed for the second part.
       __syncthreads();
-      T* scratch = other1 + kRows * warp * Cut::kPitch;
+      T* scratch = other1() + kRows * warp * Cut::kPitch;
       const C scale = value_of<C>(p.scale), factor = kParts == 1 || part == 0 ? C(1) : scale;
       const Rows& to = kParts == 1 || part == 0 ? p.dv : p.dk;
       store_rows<T, kDim>(scratch, p, to, b, kv_head, jw, p.frames, sums, factor, factor);
@@ -338,14 +342,14 @@ struct Block {
 
   // The block's sums of dS along their diagonals: number e is column e - 15 of the group. Each row of a warp's sums is
   // moved so that diagonals are columns.
-  __device__ __forceinline__ void write_bias(C (&bias_sums)[Cut::kGroup][2][4], C* partial) const {
+  __device__ __forceinline__ void write_bias(C* partial) const {
     constexpr int kWidth = Cut::kDiagonals;
-    C* skewed = reinterpret_cast<C*>(rows);
+    C* skewed = reinterpret_cast<C*>(rows());
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < 8 * Cut::kGroup; ++i) {
       const int row = lane / 4 + i % 4 / 2 * 8, column = 8 * (i / 4) + lane % 4 * 2 + i % 2;
-      skewed[(kRows * warp + row) * kWidth + column - row + kRows - 1] = bias_sums[i / 8][i / 4 % 2][i % 4];
+      skewed[(kRows * warp + row) * kWidth + column - row + kRows - 1] = bias_sums()[i * Cut::kThreads];
     }
     __syncthreads();
     for (int e = threadIdx.x; e < kWidth; e += Cut::kThreads) {
@@ -368,9 +372,9 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, Config<T, kDim>::kR
   const int heads = work.queries || work.bias ? p.heads : p.heads / p.group;
   const int program = static_cast<int>(blockIdx.x), h = program % heads, slot_group = program / heads % work.groups;
   const int begin = program / heads / work.groups * work.walk;
-  C bias_sums[Cut::kGroup][2][4];
-#pragma unroll
-  for (int i = 0; i < 8 * Cut::kGroup; ++i) bias_sums[i / 8][i / 4 % 2][i % 4] = 0;
+  if (work.bias) {
+    for (int i = 0; i < 8 * Cut::kGroup; ++i) block.bias_sums()[i * Cut::kThreads] = 0;
+  }
   for (int tile = begin; tile < min(begin + work.walk, work.total); ++tile) {
     block.b = tile / work.tiles;
     block.n = length_of(p, block.b);
@@ -379,12 +383,12 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, Config<T, kDim>::kR
       block.load_together(i0, h);
       block.template take_sides<false>();
     }
-    if (work.queries || work.bias) block.of_queries(work, i0, h, slot_group, bias_sums);
+    if (work.queries || work.bias) block.of_queries(work, i0, h, slot_group);
     if (work.together) block.template take_sides<true>();
     if (work.keys) block.of_keys(work, i0, h);
   }
   if (work.bias) {
-    block.write_bias(bias_sums, static_cast<C*>(p.partial) + static_cast<int64_t>(program) * Cut::kDiagonals);
+    block.write_bias(static_cast<C*>(p.partial) + static_cast<int64_t>(program) * Cut::kDiagonals);
   }
 }
 

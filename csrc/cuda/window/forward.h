@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, Config<T, kDim>::kR
   const int h = static_cast<int>(blockIdx.x) % p.heads, kv_head = h / p.group;
   const int begin = static_cast<int>(blockIdx.x) / p.heads * walk;
   T* own = queries + warp * kRows * Cut::kPitch;
-  const int reach = p.reach, columns = p.columns;
+  const int reach = p.reach;
   Columns<T> group_columns[Cut::kGroup];
   int loaded = -1;  // distance of the group that these are of; no group has this one
 
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, Config<T, kDim>::kR
           if (distance != loaded) {
 #pragma unroll
             for (int j = 0; j < Cut::kGroup; ++j) {
-              group_columns[j].template load<1>(p, h, distance + kRows * j, columns);
+              group_columns[j].template load<1>(p, h, distance + kRows * j);
             }
             loaded = distance;
           }
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, Config<T, kDim>::kR
               C& x = pairs[j][i / 4][i % 4];
               x = (visible >> i & 1) != 0 ? x * value_of<C>(p.score_scale) + group_columns[j].bias[i / 4][i % 4]
                                           : kNone;
-              higher[i % 4 / 2] = x > higher[i % 4 / 2] ? x : higher[i % 4 / 2];
+              higher[i % 4 / 2] = larger(x, higher[i % 4 / 2]);
             }
           }
           C shift[2];

@@ -60,7 +60,8 @@ __device__ __forceinline__ Range seeing_queries(const Problem& p, int n, int j0,
 
 // The frame at a position, or -1 where there is none.
 __device__ __forceinline__ int frame_at(const Problem& p, int n, int position) {
-  if (p.boundary != Boundary::circular) return position >= 0 && position < n ? position : -1;
+  if (p.boundary != Boundary::circular)
+    return static_cast<unsigned>(position) < static_cast<unsigned>(n) ? position : -1;
   if (n == 0) return -1;
   const int frame = position % n;
   return frame < 0 ? frame + n : frame;
@@ -77,15 +78,6 @@ __device__ __forceinline__ bool sees(const Problem& p, int n, int i, int x) {
   }
   const bool inside = static_cast<unsigned>(x - i + p.left) < static_cast<unsigned>(p.size);
   return inside && (p.boundary == Boundary::circular || (other >= 0 && other < n));
-}
-
-// The bias in units of log2 e, as scores are kept: a weight is one power of two.
-template <typename T>
-__device__ __forceinline__ Computed<T> bias_at(const Problem& p, int h, int column) {
-  constexpr auto kLog2E = static_cast<Computed<T>>(1.4426950408889634);
-  const int64_t at = h * p.bias_head + (p.cut + static_cast<int64_t>(column)) * p.bias_column;
-  if (p.bias_float32) return kLog2E * static_cast<const float*>(p.bias)[at];
-  return kLog2E * widen(static_cast<const T*>(p.bias)[at]);
 }
 
 // Whether dropout keeps a weight: by word `o` mod 4 of counter (o div 4, query, head, batch), o the column of the whole

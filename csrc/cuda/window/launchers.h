@@ -47,28 +47,8 @@ auto with_bucket(int dim, const Body& body) {
   return body(std::integral_constant<int, 256>());
 }
 
-template <Element kElement>
-struct TypeOf;
-template <>
-struct TypeOf<Element::float32> {
-  using type = float;
-};
-template <>
-struct TypeOf<Element::float64> {
-  using type = double;
-};
-template <>
-struct TypeOf<Element::float16> {
-  using type = __half;
-};
-template <>
-struct TypeOf<Element::bfloat16> {
-  using type = __nv_bfloat16;
-};
-
-template <Element kElement>
-int launch_forward(const Forward& p, CUstream_st* stream) {
-  using T = typename TypeOf<kElement>::type;
+template <typename T>
+int forward_of(const Forward& p, CUstream_st* stream) {
   return with_bucket(p.dim, [&](auto bucket) {
     constexpr int kDim = decltype(bucket)::value;
     using Cut = Config<T, kDim>;
@@ -80,9 +60,8 @@ int launch_forward(const Forward& p, CUstream_st* stream) {
   });
 }
 
-template <Element kElement>
-int64_t partial_numbers(const Problem& p) {
-  using T = typename TypeOf<kElement>::type;
+template <typename T>
+int64_t partial_numbers_of(const Problem& p) {
   return with_bucket(p.dim, [&](auto bucket) {
     constexpr int kDim = decltype(bucket)::value;
     const BiasCut cut = bias_cut<T, kDim>(p);
@@ -90,9 +69,8 @@ int64_t partial_numbers(const Problem& p) {
   });
 }
 
-template <Element kElement>
-int launch_backward(const Backward& p, CUstream_st* stream) {
-  using T = typename TypeOf<kElement>::type;
+template <typename T>
+int backward_of(const Backward& p, CUstream_st* stream) {
   return with_bucket(p.dim, [&](auto bucket) {
     constexpr int kDim = decltype(bucket)::value;
     using Cut = Config<T, kDim>;
@@ -120,6 +98,11 @@ int launch_backward(const Backward& p, CUstream_st* stream) {
     }
     return error;
   });
+}
+
+template <typename T>
+constexpr Launchers launchers_of() {
+  return {forward_of<T>, backward_of<T>, partial_numbers_of<T>};
 }
 
 }  // namespace sinmdm::cuda::window

@@ -11,20 +11,42 @@ namespace sinmdm::cuda::window {
 // of its first pair. Kept over tiles that are alike.
 template <typename T>
 struct Columns {
+ public:
   Computed<T> bias[2][4];
   uint32_t inside = 0;  // bits of the pairs whose column is one of the bias
 
-  // Of head h; `step` is 1 where columns go up with the other side's position, -1 where they go down.
+  // Of head h. kStep: 1 where columns go up with the other side's position, -1 where they go down.
   template <int kStep>
-  __device__ __forceinline__ void load(const Problem& p, int h, int offset, int columns) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  __device__ __forceinline__ void load(const Problem& p, int h, int offset) {
+    const int lane = threadIdx.x % 32, first = offset + kStep * (lane % 4 * 2 - lane / 4);
     inside = 0;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const int column = offset + kStep * (8 * (i / 4) + 2 * t + i % 2 - g - i % 4 / 2 * 8);
-      const bool is = static_cast<unsigned>(column) < static_cast<unsigned>(columns);
+      const bool is = static_cast<unsigned>(first + kStep * column_of(i)) < static_cast<unsigned>(p.columns);
       inside |= static_cast<uint32_t>(is) << i;
-      bias[i / 4][i % 4] = is && p.bias != nullptr ? bias_at<T>(p, h, column) : Computed<T>(0);
+    }
+    const int64_t at = h * p.bias_head + p.cut + first;
+    if (p.bias == nullptr) {
+      clear(bias);
+    } else if (p.bias_float32) {
+      take<kStep>(static_cast<const float*>(p.bias) + at);
+    } else {
+      take<kStep>(static_cast<const T*>(p.bias) + at);
+    }
+  }
+
+ private:
+  // How many columns pair i lies after the lane's first.
+  static __device__ __forceinline__ constexpr int column_of(int i) { return 8 * (i / 4) + i % 2 - i % 4 / 2 * 8; }
+
+  // In units of log2 e, as scores are kept: a weight is one power of two.
+  template <int kStep, typename B>
+  __device__ __forceinline__ void take(const B* from) {
+    constexpr auto kLog2E = static_cast<Computed<T>>(1.4426950408889634);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const bool is = (inside >> i & 1) != 0;
+      bias[i / 4][i % 4] = is ? kLog2E * static_cast<Computed<T>>(widen(from[kStep * column_of(i)])) : Computed<T>(0);
     }
   }
 };

@@ -38,9 +38,9 @@ struct Problem {
   Rows q, k, v;
   const void* bias;  // (heads, columns), or null; in q's dtype, or bias_float32
   bool bias_float32;
-  int64_t bias_head, bias_column;  // its strides
-  int cut;                         // bias columns before the first that any query meets
-  const void* lengths;             // (batch), contiguous int64 unless lengths_int32, or null
+  int64_t bias_head;    // from one head's row to the next one's
+  int cut;              // bias columns before the first that any query meets
+  const void* lengths;  // (batch), contiguous int64 unless lengths_int32, or null
   bool lengths_int32;
   bool drops;  // dropout: kept are the words above `limit`, their weights times keep_scale
   uint32_t limit;
@@ -62,13 +62,14 @@ struct Backward : Problem {
   int width;
 };
 
-// On the current device; each returns a cudaError_t. Of results, all are written.
-template <Element kElement>
-int launch_forward(const Forward& p, CUstream_st* stream);
-template <Element kElement>
-int launch_backward(const Backward& p, CUstream_st* stream);
-// How many numbers Backward::partial holds.
-template <Element kElement>
-int64_t partial_numbers(const Problem& p);
+// The kernels for one type of elements, on the current device. Of results, all are written.
+struct Launchers {
+  int (*forward)(const Forward& p, CUstream_st* stream);  // to a cudaError_t
+  int (*backward)(const Backward& p, CUstream_st* stream);
+  int64_t (*partial_numbers)(const Problem& p);  // how many Backward::partial holds
+};
+
+extern const Launchers kFloat32, kFloat16, kBfloat16;
+extern const Launchers kFloat64;  // not on a GPU, where it is the reference's: SINMDM_WINDOW_FLOAT64
 
 }  // namespace sinmdm::cuda::window

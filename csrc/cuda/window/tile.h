@@ -64,18 +64,21 @@ template <typename T, int kDim, typename Frame>
 __device__ __forceinline__ void load_rows(T* to, int rows, const Problem& p, const Rows& from, int b, int h,
                                           const Frame& frame) {
   using Cut = Config<T, kDim>;
-  constexpr int kChunks = kDim / Cut::kChunk;
+  constexpr int kChunks = kDim / Cut::kChunk, kAcross = kChunks < Cut::kThreads ? kChunks : Cut::kThreads;
   const T* head = static_cast<const T*>(from.data) + b * from.batch + h * from.head;
 #pragma unroll 1  // a copy waits for nothing
-  for (int at = threadIdx.x; at < rows * kChunks; at += Cut::kThreads) {
-    const int row = at / kChunks, d = at % kChunks * Cut::kChunk, f = frame(row);
-    const T* source = head + static_cast<int64_t>(f < 0 ? 0 : f) * from.frame + d;
-    T* target = to + row * Cut::kPitch + d;
-    if (p.aligned) {
-      copy_async_16(target, source, f >= 0 && d < p.dim);
-    } else {
+  for (int row = threadIdx.x / kAcross; row < rows; row += Cut::kThreads / kAcross) {
+    const int f = frame(row);
+    const T* source = head + static_cast<int64_t>(f < 0 ? 0 : f) * from.frame;
 #pragma unroll
-      for (int e = 0; e < Cut::kChunk; ++e) target[e] = f >= 0 && d + e < p.dim ? source[e] : narrow<T>(0);
+    for (int d = threadIdx.x % kAcross * Cut::kChunk; d < kDim; d += kAcross * Cut::kChunk) {
+      T* target = to + row * Cut::kPitch + d;
+      if (p.aligned) {
+        copy_async_16(target, source + d, f >= 0 && d < p.dim);
+      } else {
+#pragma unroll
+        for (int e = 0; e < Cut::kChunk; ++e) target[e] = f >= 0 && d + e < p.dim ? source[d + e] : narrow<T>(0);
+      }
     }
   }
 }
@@ -219,16 +222,18 @@ __device__ __forceinline__ void add_by_fma(Computed<T> (&sums)[kDim / 8][4], con
   using C = Computed<T>;
   constexpr auto kInfinity = static_cast<C>(INFINITY);
   const int lane = threadIdx.x % 32;
-#pragma unroll
+#pragma unroll(kVisible ? 1 : 2)  // what is of rare use is short
   for (int half = 0; half < 2; ++half) {
 #pragma unroll 1
     for (int pair = 0; pair < 4; ++pair) {  // whose lane of the four has the weights of columns 2 pair, 2 pair + 1
       const int source = lane / 4 * 4 + pair;
       [[maybe_unused]] const uint32_t seen = kVisible ? __shfl_sync(0xFFFFFFFFu, visible, source) >> (4 * half) : 0;
-#pragma unroll
+#pragma unroll(kVisible ? 1 : 2)
       for (int e = 0; e < 2; ++e) {
-        const C w0 = __shfl_sync(0xFFFFFFFFu, weights[half][e], source);
-        const C w1 = __shfl_sync(0xFFFFFFFFu, weights[half][2 + e], source);
+        // Chosen, and not indexed: registers have no addresses.
+        const C mine0 = half == 0 ? (e == 0 ? weights[0][0] : weights[0][1]) : (e == 0 ? weights[1][0] : weights[1][1]);
+        const C mine1 = half == 0 ? (e == 0 ? weights[0][2] : weights[0][3]) : (e == 0 ? weights[1][2] : weights[1][3]);
+        const C w0 = __shfl_sync(0xFFFFFFFFu, mine0, source), w1 = __shfl_sync(0xFFFFFFFFu, mine1, source);
         const T* row = other + (8 * half + 2 * pair + e) * Cut::kPitch + lane % 4 * 2;
         const bool seen0 = !kVisible || (seen >> e & 1) != 0, seen1 = !kVisible || (seen >> (2 + e) & 1) != 0;
 #pragma unroll
@@ -267,6 +272,14 @@ __device__ __forceinline__ void add_products(Computed<T> (&sums)[kDim / 8][4], c
   }
 }
 
+// Of a number and NaN, the number.
+__device__ __forceinline__ float larger(float x, float y) {
+  return fmaxf(x, y);
+}
+__device__ __forceinline__ double larger(double x, double y) {
+  return fmax(x, y);
+}
+
 // Over the four lanes that share a row.
 template <typename C>
 __device__ __forceinline__ C sum_of_row(C x) {
@@ -275,10 +288,8 @@ __device__ __forceinline__ C sum_of_row(C x) {
 }
 template <typename C>
 __device__ __forceinline__ C max_of_row(C x) {
-  C other = __shfl_xor_sync(0xFFFFFFFFu, x, 1);
-  x = x > other ? x : other;
-  other = __shfl_xor_sync(0xFFFFFFFFu, x, 2);
-  return x > other ? x : other;
+  x = larger(x, __shfl_xor_sync(0xFFFFFFFFu, x, 1));
+  return larger(x, __shfl_xor_sync(0xFFFFFFFFu, x, 2));
 }
 
 template <typename C, int kBlocks>
@@ -287,13 +298,6 @@ __device__ __forceinline__ bool all_finite(const C (&sums)[kBlocks][4]) {
 #pragma unroll
   for (int i = 0; i < 4 * kBlocks; ++i) zeros += sums[i / 4][i % 4] * C(0);  // 0 times anything finite is 0
   return zeros == C(0);
-}
-
-__device__ __forceinline__ float power_of_two(float x) {
-  return exp2f(x);
-}
-__device__ __forceinline__ double power_of_two(double x) {
-  return exp2(x);
 }
 
 }  // namespace sinmdm::cuda::window

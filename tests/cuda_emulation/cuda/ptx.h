@@ -127,4 +127,11 @@ inline uint32_t pack<__nv_bfloat16>(float low, float high) {
   return __float2bfloat16_rn(low).bits | static_cast<uint32_t>(__float2bfloat16_rn(high).bits) << 16;
 }
 
+inline float power_of_two(float x) {
+  const float result = exp2f(x);
+  return result < 0x1p-126f ? 0.0f : result;
+}
+
+inline float square_root(float x) { return sqrtf(x); }
+
 }  // namespace sinmdm::cuda
