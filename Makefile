@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 QUIET := --quiet --disable-pip-version-check
+# For what needs an NVIDIA GPU: .venv where it is there, otherwise $(PYTHON), with torch, triton, numpy and pytest. Nothing
+# is installed for it; nvcc (on PATH, or NVCC=...) builds the CUDA half in place.
+GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+CUDA_IS_BUILT = from sinmdm.kernels import _native as n; raise SystemExit(not (n._load_prebuilt() and n.has_cuda()))
 
-.PHONY: demo test test-gpu bench lint clean
+.PHONY: demo test has-gpu native-cuda test-gpu gpu-sanitize bench bench-gpu lint clean
 .PRECIOUS: $(VENV)/.ready-%
 
 # One stamp for each extra of pyproject.toml: the demo need not wait for the tools of the tests. A torch that is already
@@ -21,11 +25,24 @@ demo: $(VENV)/.ready-plot
 test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest
 
-test-gpu: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -m gpu
+has-gpu:
+	@$(GPU_PYTHON) -c "import torch; torch.cuda.is_available() or exit('torch sees no NVIDIA GPU here')"
+
+native-cuda:
+	@$(GPU_PYTHON) -c "$(CUDA_IS_BUILT)" || \
+		SINMDM_NATIVE=1 SINMDM_FORCE_CUDA=1 $(GPU_PYTHON) setup.py -q build_ext --inplace --force
+
+test-gpu: has-gpu native-cuda
+	SINMDM_NATIVE=1 $(GPU_PYTHON) -m pytest -m gpu tests/kernels tests/diffusion
+
+gpu-sanitize: has-gpu native-cuda
+	SINMDM_NATIVE=1 $(GPU_PYTHON) tests/gpu_sanitize.py
 
 bench: $(VENV)/.ready-bench
 	$(BIN)/python -m bench
+
+bench-gpu: has-gpu native-cuda
+	SINMDM_NATIVE=1 $(GPU_PYTHON) -m bench --device cuda
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

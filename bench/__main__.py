@@ -1,6 +1,7 @@
 """`python -m bench`: gate, time, and write down. Run it from the root of the checkout, on a machine that is idle."""
 
 import argparse
+import dataclasses
 import os
 import re
 import sys
@@ -9,11 +10,17 @@ from pathlib import Path
 
 import torch
 
+from sinmdm.kernels import _choice
+
 from . import floor, provenance, registry, report, timing
+from .case import Variant
 from .timing import say
 
-BUDGET = 2.0  # seconds of timing for a case, beside its gate
+BUDGET = {"cpu": 2.0, "cuda": 1.0}  # seconds of timing for a case, beside its gate
 QUICK_BUDGET = 0.5
+# So that a run on a GPU ends within ten minutes however long the peers compile: what is left after seven takes two
+# seconds a case.
+MINUTES = {"cpu": float("inf"), "cuda": 7.0}
 RESULTS = provenance.ROOT / "bench" / "results"
 # glibc gives a large block back to the system as soon as it is freed, and its pages fault in again on every call. With
 # these it keeps them, for everybody alike, which is what a process that reuses its buffers sees.
@@ -30,9 +37,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--filter", metavar="SUBSTR", help="only cases whose name contains this")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--quick", action="store_true", help="few cases, short, nothing that compiles for seconds")
+    parser.add_argument(
+        "--minutes", metavar="M", type=float,
+        help="after so many, leave out peers that compile for seconds and time the rest briefly "
+        "(default: 7 on cuda, no limit on cpu)",
+    )  # fmt: skip
     parser.add_argument("--output", metavar="DIR", type=Path, default=RESULTS, help="default: bench/results")
     parser.add_argument(
         "--update-readme", action="store_true", help="rewrite README.md's table from the results; measures nothing"
+    )
+    parser.add_argument(
+        "--update-choice",
+        action="store_true",
+        help="rewrite kernels/choice.json, by which calls on a GPU choose their backend, from the results of GPUs; "
+        "measures nothing",
     )
     parser.add_argument("--list", action="store_true", help="list the cases, and what is stale or not measured")
     return parser
@@ -52,7 +70,10 @@ def _list(cases: tuple[registry.Case, ...], folder: Path, device: str) -> None:
     states = _stored(folder, device)
     for case in cases:
         others = "; ".join(peer.name for peer in case.peers)
-        print(f"{case.name:46}{states.get(case.name, 'not measured'):14}against {others}")
+        print(f"{case.name:48}{states.get(case.name, 'not measured'):14}against {others}")
+    if device == "cuda":
+        for name, backend in _choice.report().items():
+            print(f"chosen for {name}: {backend}")
 
 
 def file_stem(device: str, quick: bool, filter_: str | None) -> str:
@@ -62,6 +83,11 @@ def file_stem(device: str, quick: bool, filter_: str | None) -> str:
         parts.insert(1, re.sub(r"[^A-Za-z0-9_]+", "-", filter_).strip("-"))
         parts[2:] = ["quick"] if quick else ["part"]  # only a whole set may end in "full"
     return "-".join(parts)
+
+
+def _left_out(variant: Variant, minutes: float) -> Variant:
+    reason = f"left out: compiles for seconds, and the run had taken {minutes:g} minutes"
+    return dataclasses.replace(variant, declines=lambda case, device: reason)
 
 
 def _measure(cases: tuple[registry.Case, ...], arguments: argparse.Namespace) -> int:
@@ -74,12 +100,16 @@ def _measure(cases: tuple[registry.Case, ...], arguments: argparse.Namespace) ->
     ground = floor.measure(device, repeats=4 if arguments.quick else 10)
     measured = []
     settings = {"case_set": "quick" if arguments.quick else "full", "filter": arguments.filter, "device": device}
-    settings["budget_s"] = QUICK_BUDGET if arguments.quick else BUDGET
+    budget = settings["budget_s"] = QUICK_BUDGET if arguments.quick else BUDGET[device]
+    minutes = MINUTES[device] if arguments.minutes is None else arguments.minutes
     print(report.head_text(report.document([], ground, where, settings)))
     for number, case in enumerate(cases, 1):
         say(f"[{number}/{len(cases)}, {time.perf_counter() - begin:.0f} s] {case.name}")
         variants = tuple(v for v in registry.variants(case, device) if not (arguments.quick and v.slow_start))
-        result = timing.run(case, variants, device, settings["budget_s"])
+        if time.perf_counter() - begin > 60 * minutes:
+            variants = tuple(_left_out(v, minutes) if v.slow_start else v for v in variants)
+            budget = QUICK_BUDGET
+        result = timing.run(case, variants, device, budget)
         measured.append(report.to_json(result, ground))
         print("\n" + report.case_text(measured[-1]), flush=True)
     settings["seconds"] = round(time.perf_counter() - begin)
@@ -103,15 +133,22 @@ def main(arguments_given: list[str] | None = None) -> int:
     arguments = parser.parse_args(arguments_given)
     if arguments.output.exists() and not arguments.output.is_dir():
         parser.error(f"--output: {arguments.output} is not a folder")
-    if arguments.update_readme:
+    if arguments.update_readme or arguments.update_choice:
+        option = "--update-readme" if arguments.update_readme else "--update-choice"
         if arguments.filter or arguments.quick or arguments.list:
-            parser.error("--update-readme measures nothing: give it alone, or with --output")
+            parser.error(f"{option} measures nothing: give it alone, or with --output")
         try:
-            table = report.markdown(report.load_results(arguments.output))
-            changed = report.update_readme(provenance.ROOT / "README.md", table)
+            contents = report.load_results(arguments.output)
+            # The table of the README names the backend that is chosen.
+            written = {}
+            if arguments.update_choice:
+                written["choice.json"] = report.update_choice(_choice.FILE, contents)
+            if arguments.update_readme:
+                written["README.md"] = report.update_readme(provenance.ROOT / "README.md", report.markdown(contents))
         except (OSError, ValueError) as error:
-            parser.error(f"--update-readme: {error}")
-        say("README.md is " + ("updated" if changed else "as it should be"))
+            parser.error(f"{option}: {error}")
+        for name, changed in written.items():
+            say(f"{name} is " + ("updated" if changed else "as it should be"))
         return 0
     cases = registry.select(arguments.filter, arguments.device, arguments.quick)
     if not cases:

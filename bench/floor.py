@@ -1,6 +1,5 @@
 """What the machine can do at best, measured in the same run: copy bandwidth and the rate of matrix products."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,9 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from .case import Case
+from .timing import cpu_clock, cuda_clock
 
-COPY_BYTES = 256 * 2**20  # per buffer
-SIDE = 2048  # of the square matrices
+# Bytes of each buffer of the copy, and the side of the square matrices: on a GPU enough for some tenths of a
+# millisecond, beside which a launch is nothing.
+COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
+SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,8 @@ class Floor:
 
 def _best(function: Callable[[], object], device: str, repeats: int) -> float:
     """Seconds of the fastest of `repeats` calls: a floor is what the machine can do, not what it does on average."""
-    times = []
-    for _ in range(repeats + 1):  # the first is a warm-up
-        _wait(device)
-        begin = time.perf_counter()
-        function()
-        _wait(device)
-        times.append(time.perf_counter() - begin)
-    return min(times[1:])
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    clock = cuda_clock if device == "cuda" else cpu_clock
+    return min([clock(function) for _ in range(repeats + 1)][1:])  # the first is a warm-up
 
 
 def _onednn_linear(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -58,16 +49,17 @@ def _onednn_linear(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def _copy_bandwidth(device: str, repeats: int) -> float:
-    source = torch.ones(COPY_BYTES // 4, device=device)
+    source = torch.ones(COPY_BYTES[device] // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * COPY_BYTES / _best(lambda: target.copy_(source), device, repeats)
+    return 2 * COPY_BYTES[device] / _best(lambda: target.copy_(source), device, repeats)
 
 
 def measure(device: str, repeats: int = 10) -> Floor:
     """Measure the floor of `device`."""
     copy = _copy_bandwidth(device, repeats)
     products = {}
-    x, y = torch.randn(2, SIDE, SIDE, device=device)
+    side = SIDE[device]
+    x, y = torch.randn(2, side, side, device=device)
     out = torch.empty_like(x)
     ways: dict[str, Callable[[], object]] = {"x @ y, float32": lambda: torch.matmul(x, y, out=out)}
     if device == "cpu" and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -76,5 +68,5 @@ def measure(device: str, repeats: int = 10) -> Floor:
     ways["linear, bfloat16"] = lambda: F.linear(half_x, half_y)
     with torch.no_grad():
         for name, way in ways.items():
-            products[name] = 2 * SIDE**3 / _best(way, device, repeats)
+            products[name] = 2 * side**3 / _best(way, device, repeats)
     return Floor(copy, products)

@@ -1,15 +1,13 @@
 """The main job: a training step of the model, exactly as `sinmdm train` does it, with each backend of its attention."""
 
+import importlib.util
 import os
 
 import torch
 from torch import Tensor, nn
 
-from sinmdm.batches import Crops
-from sinmdm.motion import Normalizer, layout_for
 from sinmdm.nn import WindowTransformer
 from sinmdm.presets import PRESETS
-from sinmdm.training import Trainer
 
 from . import peers
 from .case import Build, Case, Function, Inputs, Op, Variant
@@ -17,6 +15,11 @@ from .case import Build, Case, Function, Inputs, Op, Variant
 FEATURES = 174
 CLIP_FRAMES = 648
 FORCED = "SINMDM_BACKEND"  # the layers of the model leave the choice to the op, which looks here
+TRAINING_NEEDS = (
+    "roma",
+    "safetensors",
+    "tqdm",
+)  # beside torch: the ops' own cases are also run where these are missing
 
 
 def _clip(case: Case, generator: torch.Generator) -> Inputs:
@@ -79,11 +82,20 @@ def _force(network: nn.Module, backend: str) -> None:
     network.register_forward_hook(leave, always_call=True)
 
 
+def _declines(case: Case, device: str) -> str | None:
+    missing = [name for name in TRAINING_NEEDS if importlib.util.find_spec(name) is None]
+    return f"training needs {', '.join(missing)}" if missing else None
+
+
 def _step(preset: str, *, backend: str | None = None, exact: bool = False) -> Build:
     """The step with one backend of the attention, or (None) with SDPA. Its result are the gradients of what lies first
     and of every attention bias, which all else comes between. The weights go on changing from call to call."""
 
     def build(case: Case, inputs: Inputs) -> Function:
+        from sinmdm.batches import Crops
+        from sinmdm.motion import Normalizer, layout_for
+        from sinmdm.training import Trainer
+
         clip = inputs["clip"].float().cpu()
         device, settings = inputs["clip"].device, PRESETS[preset]
         network = network_of(preset, case.shape["C"])
@@ -140,7 +152,9 @@ def training_case(preset: str) -> Case:
         "training_step",
         inputs=_clip,
         exact=_step(preset, backend="reference", exact=True),
-        ours=lambda backend: Variant(f"sinmdm {backend}", _step(preset, backend=backend), ours=True),
+        ours=lambda backend: Variant(
+            f"sinmdm {backend}", _step(preset, backend=backend), declines=_declines, ours=True
+        ),
         backends_of="window_attention",
     )
     return Case(
@@ -156,7 +170,7 @@ def training_case(preset: str) -> Case:
             "layers": arguments["layers"],
         },
         "float32",
-        (Variant("SDPA, dense mask", _step(preset)),),
+        (Variant("SDPA, dense mask", _step(preset), declines=_declines),),
         bytes_moved=4 * 10 * weights,
         operations=6 * rows + 14 * arguments["layers"] * width * batch * pairs,
     )

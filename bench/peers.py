@@ -173,6 +173,8 @@ def _compiled_reference(case: Case, inputs: Inputs) -> Function:
 
 
 def _compiled_reference_declines(case: Case, device: str) -> str | None:
+    if device == "cuda":
+        return "tiles of a CPU's size, unrolled: no way to use a GPU"
     # The compiler unrolls the loop over tiles: 30 s at T 1024, 80 s with the backward (two busy cores).
     return "compiles for half a minute and more" if case.shape["T"] > 256 else None
 

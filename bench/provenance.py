@@ -1,6 +1,5 @@
 """Where a figure comes from: machine, versions, commit, and the hash of the kernel sources that it timed."""
 
-import hashlib
 import os
 import platform
 import re
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from sinmdm.kernels import extension
+from sinmdm.kernels import _choice, extension
 
 ROOT = Path(__file__).resolve().parents[1]
 TELLING_FLAGS = re.compile(
@@ -19,16 +18,11 @@ TELLING_FLAGS = re.compile(
 )
 ALLOCATOR_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "LD_PRELOAD")
 PEERS = ("local-attention", "natten", "flash-attn")
-SUFFIXES = (".py", ".cpp", ".cu", ".h")
 
 
 def kernel_hash(root: Path = ROOT) -> str:
     """Hash of everything under kernels/ and csrc/ that decides how fast an op is."""
-    digest = hashlib.sha256()
-    for folder in ("kernels", "csrc"):
-        for path in sorted(path for path in (root / folder).rglob("*") if path.suffix in SUFFIXES):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    return _choice.kernel_hash(root / "kernels", root / "csrc")
 
 
 def is_stale(provenance: dict, today: str | None = None) -> bool:
@@ -115,6 +109,7 @@ def collect(device: str) -> dict:
         "commit": commit(),
         "kernel_hash": kernel_hash(),
         "native_extension": native["built"] or f"none: {native['missing']}",
+        "native_cuda": native["cuda"],
         "device": device,
         "cpu": cpu(),
         "gpu": _gpu() if device == "cuda" else None,

@@ -401,15 +401,17 @@ def attention_of(preset: str) -> Case:
         D=network["d_model"] // network["heads"],
         backward=True,
         others=SHORT_LIST,
+        devices=BOTH,
     )
 
 
 SHORT_LIST = peers.WINDOW_ATTENTION_SHORT
+BOTH = ("cpu", "cuda")
 MAIN_JOB: tuple[Case, ...] = tuple(job.training_case(preset) for preset in ("small", "paper"))
 
 CASES: tuple[Case, ...] = (
     # What a call costs where there is next to nothing to compute.
-    attention_case(64, others=(*SHORT_LIST, peers.SDPA_NO_MASK), quick=True),
+    attention_case(64, others=(*SHORT_LIST, peers.SDPA_NO_MASK), devices=BOTH, quick=True),
     # T grows at a fixed window: everything but the dense mask should grow linearly.
     *(attention_case(T, quick=T == 256) for T in (256, 1024, 4096, 16384, 65536)),
     *(attention_case(T, backward=True, quick=T == 256) for T in (256, 1024, 4096, 16384, 65536)),
@@ -419,14 +421,21 @@ CASES: tuple[Case, ...] = (
     *(attention_case(T, w, backward=True, others=SHORT_LIST) for T, w in ((4096, 64), (4096, 256), (8192, 512))),
     # Other head sizes, a batch, a half type.
     *(attention_case(4096, D=D, backward=b, others=SHORT_LIST) for D in (32, 128) for b in (False, True)),
-    *(attention_case(1024, B=8, backward=b, others=SHORT_LIST) for b in (False, True)),
+    *(attention_case(1024, B=8, backward=b, others=SHORT_LIST, devices=BOTH) for b in (False, True)),
     *(attention_case(4096, dtype="bfloat16", backward=b, others=(*SHORT_LIST, IN_FLOAT32)) for b in (False, True)),
     *(attention_of(preset) for preset in ("small", "paper")),
-    # A GPU: batches that fill it.
+    # A GPU: a batch that is a launch and little else, and batches that fill it.
     *(
-        attention_case(T, w, B=B, dtype="bfloat16", backward=backward, devices=("cuda",))
-        for backward in (False, True)
-        for B, T, w in ((8, 1024, 16), (8, 4096, 16), (4, 16384, 16), (4, 16384, 128))
+        attention_case(T, w, B=B, D=D, dtype="bfloat16", backward=b, others=others, devices=("cuda",), quick=T == 256)
+        for b in (False, True)
+        for B, T, w, D, others in (
+            (1, 256, 16, 64, SHORT_LIST),
+            (8, 1024, 16, 64, peers.WINDOW_ATTENTION),
+            (8, 4096, 16, 64, peers.WINDOW_ATTENTION),
+            (8, 4096, 16, 128, SHORT_LIST),
+            (4, 16384, 16, 64, SHORT_LIST),
+            (4, 16384, 128, 64, SHORT_LIST),
+        )
     ),
     # Ten samples of 200 frames, and a published training batch; windows of 3 keys, the published default, and of 15.
     *(

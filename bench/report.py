@@ -1,12 +1,13 @@
-"""What was measured, as text, JSON, a plot, and the table in the README."""
+"""What was measured, as text, JSON, a plot, the table in the README and that by which the ops choose their backend."""
 
 import json
 import os
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from . import peers, provenance, registry
+from . import choice, peers, provenance, registry
 from .case import Case
 from .floor import Floor
 from .timing import Result
@@ -153,7 +154,10 @@ def case_text(case: dict) -> str:
 def head_text(content: dict) -> str:
     """Machine, versions and floor of a results file."""
     where, floor = content["provenance"], content["floor"]
-    machine = where["gpu"]["name"] if where["gpu"] else where["cpu"]["model"]
+    machine = where["cpu"]["model"]
+    if where["gpu"]:
+        gpu = where["gpu"]
+        machine = f"{gpu['name']}, driver {gpu['driver']}, CUDA {gpu['cuda']}, Triton {where['triton']}; {machine}"
     products = ", ".join(f"{name} {rate:.0f}" for name, rate in floor["products_gflop_per_s"].items())
     allocator = ", ".join(f"{name}={value}" for name, value in where["allocator"].items()) or "as the system has it"
     return "\n".join(
@@ -238,6 +242,20 @@ def _call_overhead(case: dict | None) -> list[str]:
     ]
 
 
+def _rivals(cases: list[dict]) -> list[str]:
+    """How our two backends of a GPU stand to one another, an op a line."""
+    ratios: dict[str, list[float]] = {}
+    for case in cases:
+        times = {row["variant"]: row["median_ms"] for row in _timed(case) if row["ours"]}
+        if {"sinmdm cuda", "sinmdm triton"} <= times.keys():
+            ratios.setdefault(case["op"], []).append(times["sinmdm cuda"] / times["sinmdm triton"])
+    return [
+        f"{op}: sinmdm cuda takes {_number(statistics.geometric_mean(of_op))} times sinmdm triton's time, from "
+        f"{_number(min(of_op))} to {_number(max(of_op))} over {len(of_op)} cases"
+        for op, of_op in ratios.items()
+    ]
+
+
 def _attention_share(step: dict, layer: dict | None) -> list[str]:
     """The attention's share in a training step: its own row at one layer's shape, times the layers."""
     lines = []
@@ -261,8 +279,15 @@ def summary(cases: list[dict]) -> list[str]:
     lines = []
     for T, w, backward in ((4096, 16, False), (4096, 16, True), (8192, 512, False), (8192, 512, True)):
         lines += _against_everybody(find(T, w, backward=backward))
+    on_gpu: dict[str, Any] = {"dtype": "bfloat16"}
+    for B, T, w in ((8, 4096, 16), (4, 16384, 128)):
+        for backward in (False, True):
+            lines += _against_everybody(find(T, w, B=B, backward=backward, **on_gpu))
+    lines += _rivals(list(named.values()))
     for backward in (False, True):
         lines += _growth(find(4096, backward=backward), find(65536, backward=backward))
+        short, long = (find(T, B=8, backward=backward, **on_gpu) for T in (1024, 4096))
+        lines += _growth(short, long)
     for backward in (False, True):
         lines += _half_against_float(find(4096, dtype="bfloat16", backward=backward))
     lines += _call_overhead(find(64))
@@ -355,6 +380,14 @@ def plot(cases: list[dict], path: Path) -> str | None:
 # README
 
 
+def _by_default(measured: dict) -> list[dict]:
+    """Our rows but for the reference's, if there are others; first the one whose backend a call takes by default."""
+    rows = [row for row in _timed(measured) if row["ours"] and row["variant"] != registry.IN_FLOAT32.name]
+    chosen = [f"sinmdm {name}" for name in choice.backends_for(measured)]
+    rows.sort(key=lambda row: row["variant"] not in chosen)
+    return [row for row in rows if row["variant"] != "sinmdm reference"] or rows
+
+
 def _markdown_row(case: Case, measured: dict | None, stale: bool) -> str:
     if measured is None:
         return f"| `{case.name}` | not measured | | | | | | |"
@@ -362,13 +395,14 @@ def _markdown_row(case: Case, measured: dict | None, stale: bool) -> str:
     if measured["status"] == "FAILED":
         return f"| {name} | FAILED | | | | | | |"
     timed = _timed(measured)
-    ours = next((row for row in timed if row["ours"]), None)
+    fast = _by_default(measured)
+    ours = fast[0] if fast else None
     baseline = next((row for row in timed if row["variant"] == measured["baseline"]), None)
     others = sorted((row for row in timed if not row["ours"]), key=lambda row: row["median_ms"])
     same, unlike = ([row for row in others if bool(_other(row)) == wanted] for wanted in (False, True))
     if ours is None:
         return f"| `{case.name}` | not measured | | | | | | |"
-    time = f"{_number(ours['median_ms'])} ({ours['variant'].removeprefix('sinmdm ')})"
+    time = ", ".join(f"{_number(row['median_ms'])} ({row['variant'].removeprefix('sinmdm ')})" for row in fast)
     usual = f"{_number(baseline['median_ms'])} ({baseline['variant']})" if baseline else ""
     best, biasless = (f"{_number(x[0]['median_ms'])} ({x[0]['variant']})" if x else "" for x in (same, unlike))
     gains = [f"{_number(x[0]['median_ms'] / ours['median_ms'])}" for x in ([baseline], same, unlike) if x and x[0]]
@@ -378,28 +412,42 @@ def _markdown_row(case: Case, measured: dict | None, stale: bool) -> str:
     )
 
 
+COLUMNS = (
+    "case", "sinmdm, ms (backend)", "torch's own way, ms", "fastest peer, ms", "fastest without bias, ms",
+    "times faster than each", "floor, ms", "times the floor",
+)  # fmt: skip
+
+
 def markdown(contents: list[dict], today: str | None = None) -> str:
-    """The README's table, one for each device that has a results file; rows that need measuring say so."""
+    """The README's table, one for each device that has a results file; rows that need measuring say so, and a kind of
+    device without a file does. The speed-ups are those of the backend that stands first, which a call takes by default.
+    """
     today = today or provenance.kernel_hash()
-    parts: list[str] = []
-    listed: list[dict | None] = [*contents] or [None]
-    for content in listed:
-        device = content["provenance"]["device"] if content else "cpu"
-        measured = {case["name"]: case for case in content["cases"]} if content else {}
-        stale = content is not None and provenance.is_stale(content["provenance"], today)
-        lines = [f"{line}  " for line in head_text(content).splitlines()] if content else ["Nothing is measured yet."]
-        if stale:
-            lines.append("**Stale: the kernels have changed since; run `python -m bench`.**")
-        lines += [
-            "",
-            "| case | sinmdm, ms (backend) | torch's own way, ms | fastest peer, ms | fastest without bias, ms "
-            "| times faster than each | floor, ms | times the floor |",
-            "|---|---|---|---|---|---|---|---|",
-            *(_markdown_row(case, measured.get(case.name), stale) for case in registry.CASES if device in case.devices),
-        ]
-        lines += ["", *(f"- {line}" for line in summary(content["cases"]))] if content else []
-        parts.append("\n".join(lines))
+    parts = [_device_table(content, content["provenance"]["device"], today) for content in contents]
+    missing = {"cpu", "cuda"} - {content["provenance"]["device"] for content in contents}
+    if "cpu" in missing:
+        parts.insert(0, _device_table(None, "cpu", today))
+    if "cuda" in missing:
+        waiting = len(registry.select(None, "cuda", quick=False))
+        parts.append(f"NVIDIA GPU: not measured; {waiting} cases wait for `python -m bench --device cuda`.")
     return "\n\n".join(parts)
+
+
+def _device_table(content: dict | None, device: str, today: str) -> str:
+    measured = {case["name"]: case for case in content["cases"]} if content else {}
+    stale = content is not None and provenance.is_stale(content["provenance"], today)
+    lines = [f"{line}  " for line in head_text(content).splitlines()] if content else ["Nothing is measured yet."]
+    if stale:
+        command = "python -m bench" + (" --device cuda" if device == "cuda" else "")
+        lines.append(f"**Stale: the kernels have changed since; run `{command}`.**")
+    lines += [
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|" + "---|" * len(COLUMNS),
+        *(_markdown_row(case, measured.get(case.name), stale) for case in registry.select(None, device, quick=False)),
+    ]
+    lines += ["", *(f"- {line}" for line in summary(content["cases"]))] if content else []
+    return "\n".join(lines)
 
 
 def load_results(folder: Path) -> list[dict]:
@@ -422,3 +470,12 @@ def update_readme(path: Path, table: str) -> bool:
     if updated != text:
         write_atomically(path, updated.encode())
     return updated != text
+
+
+def update_choice(path: Path, contents: list[dict]) -> bool:
+    """Write choice.json from results files; True where that changed it. Raises ValueError where none is of a GPU."""
+    text = json.dumps(choice.table(contents), indent=1, allow_nan=False) + "\n"
+    if path.exists() and path.read_text() == text:
+        return False
+    write_atomically(path, text.encode())
+    return True

@@ -8,7 +8,7 @@ if __name__ == "kernels":
     raise ImportError("import this package as 'sinmdm.kernels' (the checkout's folder is on sys.path)")
 
 from . import dialects as dialects  # a namespace of its own: its functions have other libraries' names
-from ._dispatch import BackendError, backends, extension, implementations
+from ._dispatch import BackendError, backends, choices, extension, implementations
 from .denoise_step import affine_step, denoise_step
 from .norm_affine import norm_affine
 from .philox import philox_normal
@@ -22,6 +22,7 @@ __all__ = [
     "Schedule",
     "affine_step",
     "backends",
+    "choices",
     "denoise_step",
     "extension",
     "implementations",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from . import __version__
-from .kernels import backends, extension, implementations
+from .kernels import backends, choices, extension, implementations
 
 LIBRARIES = ("numpy", "triton", "roma", "safetensors", "tqdm", "matplotlib", "tensorboard")
 
@@ -22,7 +22,7 @@ def _version(library: str) -> str:
 
 
 def machine_info() -> dict[str, Any]:
-    """Versions, devices, the native extension, backends (available, or why not) and ops."""
+    """Versions, devices, the native extension, backends (available, or why not), ops, and what was measured of them."""
     have = backends()
     native = extension()
     return {
@@ -41,6 +41,7 @@ def machine_info() -> dict[str, Any]:
             for op, names in implementations().items()
             if not op.endswith("_backward")
         },
+        "choices": choices(),
     }
 
 
@@ -58,5 +59,8 @@ def format_info(info: dict[str, Any]) -> str:
         "",
         "op                 backends here, fastest first",
         *(f"{op:<18} {', '.join(names)}" for op, names in info["ops"].items()),
+        "",
+        "calls on CUDA that were measured; every other takes the first backend above",
+        *([f"{calls}: {backend}" for calls, backend in info["choices"].items()] or ["none"]),
     ]
     return "\n".join(lines)

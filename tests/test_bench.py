@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # bench is not installed: it is run from the checkout
 
 from bench import __main__ as command  # noqa: E402
-from bench import floor, job, peers, provenance, registry, report, timing  # noqa: E402
+from bench import choice, floor, job, peers, provenance, registry, report, timing  # noqa: E402
 from bench.case import Case, Variant  # noqa: E402
+from sinmdm.kernels import _choice  # noqa: E402
 from sinmdm.kernels._dispatch import implementations  # noqa: E402
 from sinmdm.presets import PRESETS  # noqa: E402
 
@@ -65,6 +67,41 @@ def test_rows_are_well_formed() -> None:
             assert any(variant.ours for variant in variants), case.name
             assert len({variant.name for variant in variants}) == len(variants)
         assert not case.peers[0].slow_start, "--quick would lack the baseline"
+
+
+def test_a_gpu_has_a_row_for_every_backend_and_class() -> None:
+    cases = registry.select(None, "cuda", quick=False)
+    ops = implementations()
+    for case in cases:
+        ours = [variant.name.removeprefix("sinmdm ") for variant in registry.variants(case, "cuda") if variant.ours]
+        op = case.op.backends_of or case.op.name
+        # Every backend that takes CUDA tensors, the fastest first, and the definition.
+        assert [name for name in ours if name in ops[op]] == [name for name in ops[op] if name != "cpu"], case.name
+    classes = {choice.class_of(report.to_json(timing.Result(c, []), FLOOR)) for c in cases if c.op.name in ops}
+    for op in ("window_attention", "qna_attention"):
+        for kind in ("half", "float32"):
+            wanted = {
+                f"{op} {kind} {way} {size} narrow" for way in ("forward", "backward") for size in ("small", "large")
+            }
+            assert wanted <= classes
+    assert {f"window_attention half {way} large wide" for way in ("forward", "backward")} <= classes
+    assert {"denoise_step float32 forward small", "denoise_step float32 forward large"} <= classes
+
+
+def test_without_the_model_layers_libraries_the_ops_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({("matplotlib", "bvhio", *job.TRAINING_NEEDS)!r}))
+from bench import __main__ as command, job, registry, timing
+assert command.main(["--list", "--device", "cuda"]) == 0
+for preset in ("small", "paper"):
+    case = job.training_case(preset)
+    rows, calls = timing.gate(case, registry.variants(case, "cpu"), timing.make_inputs(case, "cpu"), "cpu")
+    print({{row.reason for row in rows}}, calls)
+"""
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.endswith(2 * "{'training needs roma, safetensors, tqdm'} {}\n")
 
 
 @pytest.mark.parametrize(("frames", "window"), [(1, 0), (5, 2), (5, 4), (5, 9), (33, 16)])
@@ -295,6 +332,22 @@ def test_provenance_is_json_and_names_no_path(monkeypatch: pytest.MonkeyPatch) -
     assert str(ROOT) not in text
     assert str(Path.home()) + os.sep not in text
     assert collected["kernel_hash"] == provenance.kernel_hash()
+    assert {"commit", "torch", "triton", "native_cuda", "gpu"} <= set(collected)
+
+
+def test_provenance_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        name, major, minor, multi_processor_count, total_memory = "NVIDIA of a test", 9, 0, 132, 141 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(
+        provenance.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), 0, stdout="580.1\n580.1\n")
+    )
+    assert provenance._gpu() == {
+        "name": "NVIDIA of a test", "capability": "9.0", "multiprocessors": 132, "memory_gib": 141.0,
+        "driver": "580.1", "cuda": "13.0",
+    }  # fmt: skip
 
 
 # The main job
@@ -385,6 +438,7 @@ def test_readme_table(tmp_path: Path, content: dict) -> None:
     assert "not measured" in lines["`philox_normal-B64-T1024-f32`"]
     cpu_cases = registry.select(None, "cpu", quick=False)
     assert len(lines) == len(cpu_cases)
+    assert "NVIDIA GPU: not measured; " in text
 
 
 def test_readme_says_what_is_stale(content: dict) -> None:
@@ -394,7 +448,10 @@ def test_readme_says_what_is_stale(content: dict) -> None:
 
 
 def test_readme_without_results() -> None:
-    assert report.markdown([]).count("not measured") == len(registry.select(None, "cpu", quick=False))
+    cpu, gpu = report.markdown([]).split("\n\nNVIDIA GPU: ")
+    assert cpu.count("not measured") == len(registry.select(None, "cpu", quick=False))
+    waiting = len(registry.select(None, "cuda", quick=False))
+    assert gpu == f"not measured; {waiting} cases wait for `python -m bench --device cuda`."
 
 
 @pytest.mark.parametrize("text", ["", report.BEGIN, report.END + report.BEGIN, 2 * (report.BEGIN + report.END)])
@@ -467,6 +524,152 @@ def test_readme_keeps_another_function_apart() -> None:
     assert f"- `{name}`, sinmdm reference, 2 ms: times faster than" in table
 
 
+GPU = {"name": "NVIDIA of a test", "driver": "580.1", "cuda": "13.0"}
+
+
+def gpu_document(times: dict[str, dict[str, float]], **where: object) -> dict:
+    """A results file as if a GPU had been measured: case name -> variant -> milliseconds."""
+    cases = []
+    for name, of_case in times.items():
+        case = find(name)
+        rows = [
+            timing.Row(variant, variant.startswith("sinmdm"), median=1e-3 * time, samples=3)
+            for variant, time in of_case.items()
+        ]
+        cases.append(report.to_json(timing.Result(case, rows), FLOOR))
+    collected = provenance.collect("cpu") | {"device": "cuda", "gpu": GPU, "triton": "3.6.0"} | where
+    return report.document(cases, FLOOR, collected, {"case_set": "full"})
+
+
+FORWARD = "window_attention-fwd-B8-T4096-w16-bf16"
+BACKWARD = "window_attention-fwdbwd-B8-T4096-w16-bf16"
+OTHER_FORWARD = "window_attention-fwd-B8-T1024-w16-bf16"
+SMALL = "denoise_step-B1-T200-f32"
+MEASURED = {
+    OTHER_FORWARD: {"sinmdm cuda": 0.1, "sinmdm triton": 0.2, "sinmdm reference": 9.0, "SDPA, dense mask": 3.0},
+    FORWARD: {"sinmdm cuda": 0.25, "sinmdm triton": 0.2, "sinmdm reference": 9.0, "FlexAttention, compiled": 1.0},
+    BACKWARD: {"sinmdm cuda": 1.0, "sinmdm triton": 0.5, "sinmdm reference": 20.0},
+    SMALL: {"sinmdm cuda": 0.01, "sinmdm reference": 0.1, "eager, randn_like": 0.05},
+}
+
+
+@pytest.fixture
+def choice_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty table in place of the package's own."""
+    monkeypatch.setattr(_choice, "FILE", tmp_path / "table" / "choice.json")
+    _choice._table.cache_clear()
+    report.write_json(_choice.FILE, {"format": 1, "choices": {}})
+    yield _choice.FILE
+    _choice._table.cache_clear()
+
+
+def lines_of(table: str) -> dict[str, list[str]]:
+    rows = (line.strip("|").split("|") for line in table.splitlines() if line.startswith("| `"))
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in rows}
+
+
+def test_readme_of_a_gpu(choice_file: Path, content: dict) -> None:
+    table = report.markdown([content, gpu_document(MEASURED)])
+    assert "NVIDIA of a test, driver 580.1, CUDA 13.0, Triton 3.6.0; " in table
+    assert "wait for" not in table
+    cpu, gpu = (lines_of(part) for part in table.split("NVIDIA of a test"))
+    assert set(cpu) == {f"`{case.name}`" for case in registry.select(None, "cpu", quick=False)}
+    assert set(gpu) == {f"`{case.name}`" for case in registry.select(None, "cuda", quick=False)}
+    assert gpu[f"`{FORWARD}`"][:5] == [
+        "0.25 (cuda), 0.2 (triton)", "", "1 (FlexAttention, compiled)", "", "4",
+    ]  # fmt: skip
+    assert gpu[f"`{SMALL}`"][0] == "0.01 (cuda)"
+    assert gpu["`qna_attention-fwd-B64-T648-w1-bf16`"][0] == "not measured"
+    assert "- window_attention: sinmdm cuda takes 1.08 times sinmdm triton's time, from 0.5 to 2 over 3 cases" in table
+    assert f"- `{FORWARD}`, sinmdm triton, 0.2 ms: times faster than FlexAttention, compiled 5; " in table
+
+
+def test_readme_of_a_gpu_names_the_backend_that_is_chosen_first(choice_file: Path) -> None:
+    document = gpu_document(MEASURED)
+    assert report.update_choice(choice_file, [document])
+    _choice._table.cache_clear()
+    gpu = lines_of(report.markdown([document]))
+    assert gpu[f"`{BACKWARD}`"][0] == "0.5 (triton), 1 (cuda)"
+    # Its class has another case in which cuda gains more than it loses here.
+    assert gpu[f"`{FORWARD}`"][0] == "0.25 (cuda), 0.2 (triton)"
+
+
+def test_readme_of_a_stale_gpu() -> None:
+    table = report.markdown([gpu_document(MEASURED)], today="another")
+    assert "**Stale: the kernels have changed since; run `python -m bench --device cuda`.**" in table
+    assert f"`{FORWARD}` (stale)" in table
+
+
+def test_choices_come_from_measured_rows(choice_file: Path) -> None:
+    old = gpu_document({FORWARD: {"sinmdm cuda": 9.0, "sinmdm triton": 0.1}}, date="2020-01-01", kernel_hash="old")
+    new = gpu_document(MEASURED, date="2021-01-01", kernel_hash="new")
+    assert report.update_choice(choice_file, [new, old, gpu_document({}, device="cpu")])
+    assert not report.update_choice(choice_file, [old, new]), "the second time changes nothing"
+    entries = _choice.entries()
+    assert list(entries) == [
+        "window_attention half backward large narrow", "window_attention half forward large narrow",
+    ]  # fmt: skip
+    assert [entry["backend"] for entry in entries.values()] == ["triton", "cuda"]
+    assert entries["window_attention half backward large narrow"]["rows"] == [
+        {"case": BACKWARD, "ms": {"cuda": 1.0, "triton": 0.5}, "device": GPU["name"], "kernels": "new"}
+    ]
+    rows = {row["case"]: row for row in entries["window_attention half forward large narrow"]["rows"]}
+    assert rows[FORWARD]["kernels"] == "new", "the latest of a case"
+    assert _choice.report()["window_attention half forward large narrow"] == f"cuda, measured on {GPU['name']} (stale)"
+
+
+def test_a_measured_case_is_in_the_class_of_its_calls() -> None:
+    for case in registry.select("attention", "cuda", quick=False):
+        if case.op.name not in ("window_attention", "qna_attention"):
+            continue
+        main = timing.make_inputs(case, "cpu")["q" if case.op.name == "window_attention" else "values"]
+        columns = 2 * case.shape["w"] + 1
+        shape = _choice.shape_class(main.numel(), columns, case.backward)
+        expected = _choice.key_of(case.op.name, str(main.dtype).removeprefix("torch."), shape)
+        assert choice.class_of(report.to_json(timing.Result(case, []), FLOOR)) == expected
+
+
+def test_update_choice(tmp_path: Path, choice_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = choice_file.read_text()
+    arguments = ["--update-choice", "--output", str(tmp_path / "results")]
+    (tmp_path / "results").mkdir()
+    for results in ({}, {"cpu-full.json": gpu_document(MEASURED, device="cpu", gpu=None)}):
+        for name, document in results.items():
+            report.write_json(tmp_path / "results" / name, document)
+        with pytest.raises(SystemExit):
+            command.main(arguments)
+        assert "no GPU results with both cuda and triton" in capsys.readouterr().err
+        assert choice_file.read_text() == before
+    report.write_json(tmp_path / "results" / "nvidia-part.json", gpu_document(MEASURED))  # no whole set
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    report.write_json(tmp_path / "results" / "nvidia-full.json", gpu_document(MEASURED))
+    choice_file.write_text("broken by hand")
+    assert command.main(arguments) == 0
+    assert "choice.json is updated" in capsys.readouterr().err
+    assert command.main(arguments) == 0
+    assert "choice.json is as it should be" in capsys.readouterr().err
+    assert [path.name for path in choice_file.parent.iterdir()] == [choice_file.name]
+    _choice._table.cache_clear()
+    assert _choice.measured("window_attention", "float16", "backward large narrow") == ("triton",)
+    assert command.main(["--list", "--device", "cuda", "--filter", "philox"]) == 0
+    listed = capsys.readouterr().out
+    assert f"chosen for window_attention half forward large narrow: cuda, measured on {GPU['name']}\n" in listed
+
+
+def test_past_its_minutes_a_run_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = registry.attention_case(20, 4)
+    slow = dataclasses.replace(sabotaged(case.peers[0], 1.0), slow_start=True)
+    monkeypatch.setattr(registry, "CASES", (dataclasses.replace(case, peers=(case.peers[0], slow)),))
+    monkeypatch.setattr(floor, "measure", lambda *_, **__: FLOOR)
+    for minutes, status in (("60", "ok"), ("0", "unavailable")):
+        assert command.main(["--output", str(tmp_path), "--minutes", minutes]) == 0
+        rows = {row["variant"]: row for row in report.read_json(tmp_path / "cpu-full.json")["cases"][0]["rows"]}
+        assert rows["sabotaged"]["status"] == status
+        assert rows["SDPA, dense mask"]["status"] == "ok"
+    assert "the run had taken 0 minutes" in rows["sabotaged"]["reason"]
+
+
 def test_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     cases = []
@@ -498,7 +701,8 @@ def test_a_failed_gate_fails_the_command(tmp_path: Path, monkeypatch: pytest.Mon
     [
         (["--filter", "nothing"], "no case contains 'nothing'"),
         (["--device", "abacus"], "invalid choice"),
-        (["--update-readme", "--quick"], "measures nothing"),
+        (["--update-readme", "--quick"], "--update-readme measures nothing"),
+        (["--update-choice", "--filter", "philox"], "--update-choice measures nothing"),
         (["--output", __file__], "is not a folder"),
         pytest.param(
             ["--device", "cuda"],

@@ -65,13 +65,18 @@ struct Same {
   using type = T;  // from which no template argument is deduced
 };
 
+// What every device gives a block that asks for it.
+constexpr int kMostShared = 99 * 1024;
+
 // Launches `kernel` with `shared_bytes` of shared memory on `stream`; a cudaError_t. Neither allocates nor waits, so
 // that a graph may capture it.
 template <typename... Parameters>
 int launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, CUstream_st* stream,
            typename Same<Parameters>::type... parameters) {
-  if (shared_bytes > 48 * 1024) {  // more than that has to be asked for
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (shared_bytes > 48 * 1024) {
+    // More than that has to be asked for: always the same, for another thread may be about to launch the kernel, too.
+    const int most = shared_bytes > kMostShared ? shared_bytes : kMostShared;
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     if (error != cudaSuccess) return error;
   }
   const cudaLaunchConfig_t config{

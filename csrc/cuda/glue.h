@@ -46,7 +46,7 @@ inline ts::Tensor unit_stride(const ts::Tensor& x) {
 }
 
 inline std::optional<ts::Tensor> packed(const std::optional<ts::Tensor>& x) {
-  return x.has_value() ? std::optional<ts::Tensor>(ts::contiguous(*x)) : std::nullopt;
+  return x.has_value() && !x->is_contiguous() ? std::optional<ts::Tensor>(ts::contiguous(*x)) : x;
 }
 
 }  // namespace sinmdm::cuda

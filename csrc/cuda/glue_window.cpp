@@ -1,6 +1,6 @@
 // Registers window_attention for CUDA: tensors to a window::Problem, results and scratch allocated.
+#include <algorithm>
 #include <cmath>
-#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -114,6 +114,8 @@ std::tuple<ts::Tensor, ts::Tensor, ts::Tensor, ts::Tensor> window_attention_back
   if (q.size(0) == 0) {
     return {dq, dk, dv, bias_grad ? ts::new_zeros(q, rel_bias->sizes(), computed) : ts::new_empty(q, {0}, computed)};
   }
+  STD_TORCH_CHECK(!bias_grad || rel_bias->size(1) < kMostPositions << 1, "rel_bias must have below 2**31 columns, got ",
+                  bias_grad ? rel_bias->size(1) : 0);
   Backward p;
   fill(p, q, k, v, rel_bias, lengths, {left, right, scale, boundary, dropout_p, seed});
   p.grad_out = rows_of(grad_out, p.aligned), p.out = rows_of(out, p.aligned);

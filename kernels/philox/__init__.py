@@ -1,5 +1,7 @@
 """philox_normal: the standard normals that every backend draws, as a tensor."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -119,7 +121,7 @@ def philox_normal(
     step_words = words("step", step, rows, probe.device)
     sample_words = words("sample", sample, rows, probe.device)
     frame_words = first_frames(frame, rows, probe.device)
-    backend = _dispatch.choose("philox_normal", backend, probe)
+    backend = _dispatch.choose("philox_normal", backend, probe, elements=rows * math.prod(shape))
     if out is None:
         normals = torch.ops.sinmdm.philox_normal(
             [rows, *shape], signed_seed(seed), step_words, sample_words, frame_words, probe.device, backend

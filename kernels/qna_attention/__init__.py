@@ -160,7 +160,7 @@ def qna_attention(
     )
     check_device("rel_bias", rel_bias, "values", values)
     no_forward_mode("qna_attention", scores, values, rel_bias)
-    backend = _dispatch.choose("qna_attention", backend, values)
+    backend = _dispatch.choose("qna_attention", backend, values, columns=left + right + 1)
     inputs = scores, values, rel_bias, lengths, left, right, stride, boundary, backend
     if is_plain_call(*inputs[:4]):
         return _forward(*inputs)

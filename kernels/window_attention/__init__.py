@@ -247,7 +247,7 @@ def window_attention(  # type: ignore[misc]  # the overloads name only what the 
     no_forward_mode("window_attention", q, k, v, rel_bias)
     arguments = (
         q, k, v, rel_bias, lengths, left, right, scale, boundary, float(dropout_p), signed_seed(seed or 0),
-        _dispatch.choose("window_attention", backend, q),
+        _dispatch.choose("window_attention", backend, q, columns=size),
     )  # fmt: skip
     plain = is_plain_call(q, k, v, rel_bias, lengths)
     out, lse = _forward(*arguments) if plain else torch.ops.sinmdm.window_attention(*arguments)

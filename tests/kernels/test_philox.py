@@ -466,3 +466,12 @@ def test_errors_name_the_argument(changed: dict, error: type[Exception], message
     philox_normal(**good)  # what the case is changed from is fine
     with pytest.raises(error, match=message):
         philox_normal(**good | changed)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+@pytest.mark.parametrize("elements", [1021, 1022, 1023, 1024])
+def test_a_row_that_begins_within_a_counter_may_take_a_tile_more(elements: int, first: int, backend: str) -> None:
+    whole = philox_normal((elements + first, 1), seed=3, backend="reference")
+    out = torch.full((elements, 1), torch.nan)
+    philox_normal((elements, 1), seed=3, frame=first, out=out, backend=backend)
+    assert float((out - whole[first:]).abs().max()) <= 2e-6

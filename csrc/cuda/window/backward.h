@@ -27,14 +27,15 @@ struct Work {
   int groups;     // of slots, for the bias gradient where it is alone: group c is the slots 16 kGroup c further on
 };
 
-// Rows of shared memory for each of two operands: where all is loaded at once, there are two more of kOther rows.
+// Two statistics of each query, where it is wanted the threads' sums of dS, and rows: of two operands on either side,
+// or at the end the sums once more, to be added up.
 template <typename T, int kDim>
-constexpr int backward_shared_bytes(bool together) {
+constexpr int backward_shared_bytes(bool together, bool bias) {
   using Cut = Config<T, kDim>;
   constexpr int kSkewed = Cut::kOwn * Cut::kDiagonals * static_cast<int>(sizeof(Computed<T>));
   const int rows = 2 * ((together ? Cut::kOther : Cut::kOwn) + Cut::kOther);
   const int bytes = rows * Cut::kPitch * static_cast<int>(sizeof(T));
-  const int numbers = 2 * Cut::kOther + 8 * Cut::kGroup * Cut::kThreads;
+  const int numbers = 2 * Cut::kOther + (bias ? 8 * Cut::kGroup * Cut::kThreads : 0);
   return (bytes > kSkewed ? bytes : kSkewed) + numbers * static_cast<int>(sizeof(Computed<T>));
 }
 
@@ -52,10 +53,11 @@ struct Block {
   // queries and dO, or of keys and values. The other side are the others, kRowsOfOne from one another.
   int own = 0, own_span = Cut::kOwn * Cut::kPitch, other = 2 * Cut::kOwn * Cut::kPitch;
   int own_statistics = 0;  // number of the block's first query in lse() and delta()
+  bool has_bias_sums;
   int warp, lane, b = 0, n = 0;
 
-  __device__ __forceinline__ explicit Block(const Backward& problem)
-      : p(problem), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {}
+  __device__ __forceinline__ Block(const Backward& problem, bool bias)
+      : p(problem), has_bias_sums(bias), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {}
 
   // Of queries in shared memory; lse in units of log2 e.
   __device__ __forceinline__ C* lse() const { return reinterpret_cast<C*>(shared_memory()); }
@@ -63,7 +65,7 @@ struct Block {
   // This thread's sums of dS, 8 kGroup of them at a pitch of kThreads.
   __device__ __forceinline__ C* bias_sums() const { return delta() + Cut::kOther + threadIdx.x; }
   __device__ __forceinline__ T* rows() const {
-    return reinterpret_cast<T*>(delta() + Cut::kOther + 8 * Cut::kGroup * Cut::kThreads);
+    return reinterpret_cast<T*>(delta() + Cut::kOther + (has_bias_sums ? 8 * Cut::kGroup * Cut::kThreads : 0));
   }
   // The first and the second operand of the warp's own rows, and of the other side's.
   __device__ __forceinline__ T* own1() const { return rows() + own + kRows * warp * Cut::kPitch; }
@@ -141,10 +143,10 @@ struct Block {
     }
   }
 
-  // What dropout does to pairs.
-  __device__ __forceinline__ void times_kept(C (&pairs)[2][4], uint32_t kept) const {
+  // Pairs times `scale`, 0 where dropout drops them.
+  __device__ __forceinline__ void times_kept(C (&pairs)[2][4], uint32_t kept, C scale) const {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) pairs[i / 4][i % 4] *= (kept >> i & 1) != 0 ? value_of<C>(p.keep_scale) : C(0);
+    for (int i = 0; i < 8; ++i) pairs[i / 4][i % 4] *= (kept >> i & 1) != 0 ? scale : C(0);
   }
 
   // Calls body(j, row of the other side in shared memory, weights, dP, kept, visible) for every 16 x 16 pairs of this
@@ -185,8 +187,8 @@ struct Block {
           products_of<T, kDim>(gradients, own2(), other2() + row * Cut::kPitch);
           const int offset = p.reach + (kOwnIsKey ? own_w - other_s : other_s - own_w);
           Columns<T> bias;  // not before it is needed: its lines stay in the first cache, and registers are scarce
-          bias.template load<kOwnIsKey ? -1 : 1>(p, h, offset);
-          const uint32_t visible = visible_pairs<kOwnIsKey>(p, n, own_w, other_s, bias.inside);
+          const uint32_t inside = bias.template load<kOwnIsKey ? -1 : 1>(p, h, offset);
+          const uint32_t visible = visible_pairs<kOwnIsKey>(p, n, own_w, other_s, inside);
           const uint32_t kept = p.drops ? kept_pairs<kOwnIsKey>(p, n, own_w, other_s, h, b) : 0;
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
@@ -196,7 +198,7 @@ struct Block {
             x = (visible >> i & 1) != 0 ? power_of_two(x * value_of<C>(p.score_scale) + bias.bias[i / 4][i % 4] - shift)
                                         : C(0);
           }
-          if (p.drops) times_kept(gradients, kept);
+          if (p.drops) times_kept(gradients, kept, value_of<C>(p.keep_scale));
           body(j, row, weights, gradients, kept, visible);
         }
       }
@@ -299,11 +301,10 @@ struct Block {
       const auto frame = [&](int row) { return j0 + row < n ? j0 + row : -1; };
       load_rows<T, kDim>(rows(), Cut::kOwn, p, p.k, b, kv_head, frame);
       load_rows<T, kDim>(rows() + own_span, Cut::kOwn, p, p.v, b, kv_head, frame);
-      copy_async_commit();
-      copy_async_wait<0>();  // and the barrier before the other side is read
+      copy_async_commit();  // waited for with the other side's first rows
     }
     // Of long rows, registers hold one of the two gradients at a time: first dV, then dK.
-    constexpr int kParts = kDim >= 128 ? 2 : 1;
+    constexpr int kParts = kDim > 128 ? 2 : 1;
 #pragma unroll 1
     for (int part = 0; part < kParts; ++part) {
       C sums[kDim / 8][4], more[kParts == 1 ? kDim / 8 : 1][4];
@@ -314,7 +315,7 @@ struct Block {
           walk<true>(j0, base, first, last, work.together, mine, false, h, kv_head,
                      [&](int, int row, C(&weights)[2][4], C(&gradients)[2][4], uint32_t kept, uint32_t visible) {
                        score_gradients<true>(gradients, weights, row, visible);
-                       if (p.drops) times_kept(weights, kept);
+                       if (p.drops) times_kept(weights, kept, C(1));
                        const T *rows1 = other1() + row * Cut::kPitch, *rows2 = other2() + row * Cut::kPitch;
                        if constexpr (kParts == 1) {
                          add_products<T, kDim>(sums, weights, visible, rows2, careful);
@@ -333,7 +334,10 @@ struct Block {
       // By way of rows that nobody reads any more: the keys are needed for the second part.
       __syncthreads();
       T* scratch = other1() + kRows * warp * Cut::kPitch;
-      const C scale = value_of<C>(p.scale), factor = kParts == 1 || part == 0 ? C(1) : scale;
+      // What dropout does to dV waits until here: half types hold the weights, but not what a large factor makes of
+      // them.
+      const C scale = value_of<C>(p.scale), keep_scale = p.drops ? value_of<C>(p.keep_scale) : C(1);
+      const C factor = kParts == 1 || part == 0 ? keep_scale : scale;
       const Rows& to = kParts == 1 || part == 0 ? p.dv : p.dk;
       store_rows<T, kDim>(scratch, p, to, b, kv_head, jw, p.frames, sums, factor, factor);
       if constexpr (kParts == 1) store_rows<T, kDim>(scratch, p, p.dk, b, kv_head, jw, p.frames, more, scale, scale);
@@ -368,7 +372,7 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, Config<T, kDim>::kR
     window_backward(const __grid_constant__ Backward p, const __grid_constant__ Work work) {
   using Cut = Config<T, kDim>;
   using C = Computed<T>;
-  Block<T, kDim> block(p);
+  Block<T, kDim> block(p, work.bias);
   const int heads = work.queries || work.bias ? p.heads : p.heads / p.group;
   const int program = static_cast<int>(blockIdx.x), h = program % heads, slot_group = program / heads % work.groups;
   const int begin = program / heads / work.groups * work.walk;
@@ -392,29 +396,33 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, Config<T, kDim>::kR
   }
 }
 
-// One block 32 columns of a head's bias gradient, or those that no query meets: they are 0. Eight threads a column take
-// every eighth row of partial sums (chunks, groups, heads, kWidth); in what order they are added up depends on nothing.
+constexpr int kSlices = 32;
+
+// One block 32 columns of a head's bias gradient, or those that no query meets: they are 0. kSlices threads a column
+// take every kSlices-th row of partial sums (chunks, groups, heads, width); in what order they are added up depends on
+// nothing.
 template <typename C>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(32 * kSlices)
     window_add_partial(const __grid_constant__ Backward p, int chunks, int groups, int slots) {
   C* sums = reinterpret_cast<C*>(shared_memory());
-  const int width = slots + kRows, slice = threadIdx.x / 32, h = blockIdx.y;
-  const int at = static_cast<int>(blockIdx.x) * 32 + static_cast<int>(threadIdx.x) % 32, column = at - p.cut;
+  const int width = slots + kRows, slice = threadIdx.x / 32;
+  const int h = static_cast<int>(blockIdx.x) % p.heads;
+  const int at = static_cast<int>(blockIdx.x) / p.heads * 32 + static_cast<int>(threadIdx.x) % 32, column = at - p.cut;
   C sum = 0;
   if (column >= 0 && column < p.columns) {
-    for (int chunk = slice; chunk < chunks; chunk += 8) {
-      int group = (column + kRows - 1) / slots;
-      for (int e = column + kRows - 1 - slots * group; group >= 0 && e < slots + kRows - 1; --group, e += slots) {
-        if (group < groups)
-          sum += static_cast<const C*>(
-              p.partial)[((static_cast<int64_t>(chunk) * groups + group) * p.heads + h) * width + e];
-      }
+    int group = (column + kRows - 1) / slots;
+    for (int e = column + kRows - 1 - slots * group; group >= 0 && e < slots + kRows - 1; --group, e += slots) {
+      if (group >= groups) continue;
+      const int64_t row = static_cast<int64_t>(groups) * p.heads * width;
+      const C* from = static_cast<const C*>(p.partial) + (static_cast<int64_t>(group) * p.heads + h) * width + e;
+#pragma unroll 4  // on their way together
+      for (int chunk = slice; chunk < chunks; chunk += kSlices) sum += from[chunk * row];
     }
   }
   sums[threadIdx.x] = sum;
   __syncthreads();
   if (slice != 0 || at >= p.width) return;
-  for (int other = 1; other < 8; ++other) sum += sums[32 * other + threadIdx.x];
+  for (int other = 1; other < kSlices; ++other) sum += sums[32 * other + threadIdx.x];
   static_cast<C*>(p.dbias)[static_cast<int64_t>(h) * p.width + at] = sum;
 }
 

@@ -34,7 +34,8 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, Config<T, kDim>::kR
   T* own = queries + warp * kRows * Cut::kPitch;
   const int reach = p.reach;
   Columns<T> group_columns[Cut::kGroup];
-  int loaded = -1;  // distance of the group that these are of; no group has this one
+  uint32_t inside = 0;  // eight bits each
+  int loaded = -1;      // distance of the group that these are of; no group has this one
 
   for (int tile = begin; tile < min(begin + walk, total); ++tile) {
     const int b = tile / tiles, i0 = tile % tiles * Cut::kOwn;
@@ -64,9 +65,10 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, Config<T, kDim>::kR
         for (int sub = sub_first; sub < sub_last; sub += Cut::kGroup) {
           const int group0 = slot0 + kRows * sub, distance = group0 - iw + reach;
           if (distance != loaded) {
+            inside = 0;
 #pragma unroll
             for (int j = 0; j < Cut::kGroup; ++j) {
-              group_columns[j].template load<1>(p, h, distance + kRows * j);
+              inside |= group_columns[j].template load<1>(p, h, distance + kRows * j) << (8 * j);
             }
             loaded = distance;
           }
@@ -78,7 +80,7 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, Config<T, kDim>::kR
             uint32_t visible = 0;
             if (there) {
               products_of<T, kDim>(pairs[j], own, keys + kRows * (sub + j) * Cut::kPitch);
-              visible = visible_pairs<false>(p, n, iw, group0 + kRows * j, group_columns[j].inside);
+              visible = visible_pairs<false>(p, n, iw, group0 + kRows * j, inside >> (8 * j) & 0xFF);
             }
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
@@ -111,12 +113,11 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, Config<T, kDim>::kR
             if (p.drops) {
               const uint32_t kept = kept_pairs<false>(p, n, iw, group0 + kRows * j, h, b);
 #pragma unroll
-              for (int i = 0; i < 8; ++i)
-                pairs[j][i / 4][i % 4] *= (kept >> i & 1) != 0 ? value_of<C>(p.keep_scale) : C(0);
+              for (int i = 0; i < 8; ++i) pairs[j][i / 4][i % 4] *= (kept >> i & 1) != 0 ? C(1) : C(0);
             }
             // Asked again, for it is of rare use, and registers are scarce.
             const uint32_t visible =
-                careful ? visible_pairs<false>(p, n, iw, group0 + kRows * j, group_columns[j].inside) : 0;
+                careful ? visible_pairs<false>(p, n, iw, group0 + kRows * j, inside >> (8 * j) & 0xFF) : 0;
             add_products<T, kDim>(sums, pairs[j], visible, values + kRows * (sub + j) * Cut::kPitch, careful);
           }
         }
@@ -128,7 +129,8 @@ __global__ void __launch_bounds__(Config<T, kDim>::kThreads, Config<T, kDim>::kR
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const C total_weight = sum_of_row(denominator[row]);
-      factor[row] = C(1) / (total_weight == C(0) ? C(1) : total_weight);  // 0 where a query sees nothing
+      factor[row] = (p.drops ? value_of<C>(p.keep_scale) : C(1)) /
+                    (total_weight == C(0) ? C(1) : total_weight);  // 0 where a query sees nothing
       const int i = iw + g + 8 * row;
       if (t == 0 && i < p.frames) {
         const C lse = C(0.6931471805599453) * (highest[row] + log2(total_weight));

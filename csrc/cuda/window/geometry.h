@@ -60,9 +60,8 @@ __device__ __forceinline__ Range seeing_queries(const Problem& p, int n, int j0,
 
 // The frame at a position, or -1 where there is none.
 __device__ __forceinline__ int frame_at(const Problem& p, int n, int position) {
-  if (p.boundary != Boundary::circular)
-    return static_cast<unsigned>(position) < static_cast<unsigned>(n) ? position : -1;
-  if (n == 0) return -1;
+  if (static_cast<unsigned>(position) < static_cast<unsigned>(n)) return position;
+  if (p.boundary != Boundary::circular || n == 0) return -1;
   const int frame = position % n;
   return frame < 0 ? frame + n : frame;
 }
@@ -83,7 +82,7 @@ __device__ __forceinline__ bool sees(const Problem& p, int n, int i, int x) {
 // Whether dropout keeps a weight: by word `o` mod 4 of counter (o div 4, query, head, batch), o the column of the whole
 // bias.
 __device__ __forceinline__ bool is_kept(const Problem& p, int column, int i, int h, int b) {
-  const auto o = static_cast<uint32_t>(p.cut + column);
+  const uint32_t o = static_cast<uint32_t>(p.cut) + static_cast<uint32_t>(column);
   const Words w =
       philox4x32_10(Words{o / 4, static_cast<uint32_t>(i), static_cast<uint32_t>(h), static_cast<uint32_t>(b)}, p.seed);
   return (o % 4 < 2 ? (o % 4 == 0 ? w.x0 : w.x1) : (o % 4 == 2 ? w.x2 : w.x3)) > p.limit;

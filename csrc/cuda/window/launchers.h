@@ -13,7 +13,8 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) {
 }
 
 // Tiles that a block walks over, so that what it does once is paid once; but fewer where the blocks would not fill a
-// device: 132 multiprocessors with 4 blocks each. A constant, so that every device adds up in the same order.
+// device: 132 multiprocessors with 3 blocks each, and some to follow. A constant, so that every device adds up in the
+// same order.
 constexpr int kMostWalk = 8, kBlocks = 4 * 132;
 
 inline int walk_of(int64_t tiles, int64_t blocks_a_tile) {
@@ -32,7 +33,7 @@ BiasCut bias_cut(const Problem& p) {
   constexpr int kSlots = kRows * Cut::kGroup;
   const int groups = p.columns <= Cut::kNarrow ? 1 : static_cast<int>(ceil_div(p.columns + kRows - 1, kSlots));
   const int64_t total = ceil_div(p.frames, Cut::kOwn) * p.batch;
-  const int64_t most = static_cast<int64_t>(p.frames) * p.batch / (groups * (kSlots + kRows));
+  const int64_t most = static_cast<int64_t>(p.frames) * p.batch / (int64_t{groups} * (kSlots + kRows));
   const int64_t least_walk = ceil_div(total, most < 1 ? 1 : most), walk = walk_of(total, int64_t{1} * groups * p.heads);
   const int64_t chosen = walk < least_walk ? least_walk : walk;
   return {groups, static_cast<int>(chosen), static_cast<int>(ceil_div(total, chosen))};
@@ -85,16 +86,17 @@ int backward_of(const Backward& p, CUstream_st* stream) {
       const int walk = with_bias ? cut.walk : 1, groups = with_bias ? cut.groups : 1;
       const int heads = queries || with_bias ? p.heads : p.heads / p.group;
       const dim3 grid(static_cast<unsigned>(ceil_div(total, walk) * groups * heads));
-      return launch(window_backward<T, kDim>, grid, Cut::kThreads, backward_shared_bytes<T, kDim>(together), stream, p,
-                    Work{queries, with_bias, keys, together, tiles, total, walk, groups});
+      return launch(window_backward<T, kDim>, grid, Cut::kThreads, backward_shared_bytes<T, kDim>(together, with_bias),
+                    stream, p, Work{queries, with_bias, keys, together, tiles, total, walk, groups});
     };
     int error = run(true, bias && narrow, fused);
     if (error == 0 && !fused) error = run(false, false, true);
     if (error == 0 && bias && !narrow) error = run(false, true, false);
     if (error == 0 && bias) {
-      const dim3 grid(static_cast<unsigned>(ceil_div(p.width, 32)), static_cast<unsigned>(p.heads));
-      error = launch(window_add_partial<Computed<T>>, grid, 256, 256 * static_cast<int>(sizeof(Computed<T>)), stream, p,
-                     cut.chunks, cut.groups, kRows * Cut::kGroup);
+      constexpr int kThreads = 32 * kSlices;
+      const dim3 grid(static_cast<unsigned>(ceil_div(p.width, 32) * p.heads));
+      error = launch(window_add_partial<Computed<T>>, grid, kThreads, kThreads * static_cast<int>(sizeof(Computed<T>)),
+                     stream, p, cut.chunks, cut.groups, kRows * Cut::kGroup);
     }
     return error;
   });

@@ -13,13 +13,13 @@ template <typename T>
 struct Columns {
  public:
   Computed<T> bias[2][4];
-  uint32_t inside = 0;  // bits of the pairs whose column is one of the bias
 
-  // Of head h. kStep: 1 where columns go up with the other side's position, -1 where they go down.
+  // Of head h; returns the bits of the pairs whose column is one of the bias. kStep: 1 where columns go up with the
+  // other side's position, -1 where they go down.
   template <int kStep>
-  __device__ __forceinline__ void load(const Problem& p, int h, int offset) {
+  __device__ __forceinline__ uint32_t load(const Problem& p, int h, int offset) {
     const int lane = threadIdx.x % 32, first = offset + kStep * (lane % 4 * 2 - lane / 4);
-    inside = 0;
+    uint32_t inside = 0;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const bool is = static_cast<unsigned>(first + kStep * column_of(i)) < static_cast<unsigned>(p.columns);
@@ -29,10 +29,11 @@ struct Columns {
     if (p.bias == nullptr) {
       clear(bias);
     } else if (p.bias_float32) {
-      take<kStep>(static_cast<const float*>(p.bias) + at);
+      take<kStep>(static_cast<const float*>(p.bias) + at, inside);
     } else {
-      take<kStep>(static_cast<const T*>(p.bias) + at);
+      take<kStep>(static_cast<const T*>(p.bias) + at, inside);
     }
+    return inside;
   }
 
  private:
@@ -41,7 +42,7 @@ struct Columns {
 
   // In units of log2 e, as scores are kept: a weight is one power of two.
   template <int kStep, typename B>
-  __device__ __forceinline__ void take(const B* from) {
+  __device__ __forceinline__ void take(const B* from, uint32_t inside) {
     constexpr auto kLog2E = static_cast<Computed<T>>(1.4426950408889634);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {

@@ -18,7 +18,7 @@ namespace sinmdm::cuda::window {
 constexpr int kRows = 16;  // of a warp, and of the other side at a time
 
 // Blocks of narrow rows that a multiprocessor is to hold, by its shared memory: registers are limited accordingly.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
 constexpr int kMostResident = 2;
 #else
 constexpr int kMostResident = 3;
@@ -66,18 +66,26 @@ __device__ __forceinline__ void load_rows(T* to, int rows, const Problem& p, con
   using Cut = Config<T, kDim>;
   constexpr int kChunks = kDim / Cut::kChunk, kAcross = kChunks < Cut::kThreads ? kChunks : Cut::kThreads;
   const T* head = static_cast<const T*>(from.data) + b * from.batch + h * from.head;
+  const int first_row = threadIdx.x / kAcross;
+  const auto source_of = [&](int f) { return head + static_cast<int64_t>(f < 0 ? 0 : f) * from.frame; };
+  if (p.aligned) {
 #pragma unroll 1  // a copy waits for nothing
-  for (int row = threadIdx.x / kAcross; row < rows; row += Cut::kThreads / kAcross) {
-    const int f = frame(row);
-    const T* source = head + static_cast<int64_t>(f < 0 ? 0 : f) * from.frame;
+    for (int row = first_row; row < rows; row += Cut::kThreads / kAcross) {
+      const int f = frame(row);
+      const T* source = source_of(f);
 #pragma unroll
-    for (int d = threadIdx.x % kAcross * Cut::kChunk; d < kDim; d += kAcross * Cut::kChunk) {
-      T* target = to + row * Cut::kPitch + d;
-      if (p.aligned) {
-        copy_async_16(target, source + d, f >= 0 && d < p.dim);
-      } else {
-#pragma unroll
-        for (int e = 0; e < Cut::kChunk; ++e) target[e] = f >= 0 && d + e < p.dim ? source[d + e] : narrow<T>(0);
+      for (int d = threadIdx.x % kAcross * Cut::kChunk; d < kDim; d += kAcross * Cut::kChunk) {
+        copy_async_16(to + row * Cut::kPitch + d, source + d, f >= 0 && d < p.dim);
+      }
+    }
+  } else {
+#pragma unroll 1
+    for (int row = first_row; row < rows; row += Cut::kThreads / kAcross) {
+      const int f = frame(row);
+      const T* source = source_of(f);
+#pragma unroll 1
+      for (int d = threadIdx.x % kAcross; d < kDim; d += kAcross) {
+        to[row * Cut::kPitch + d] = f >= 0 && d < p.dim ? source[d] : narrow<T>(0);
       }
     }
   }
