@@ -132,6 +132,8 @@ inline float power_of_two(float x) {
   return result < 0x1p-126f ? 0.0f : result;
 }
 
-inline float square_root(float x) { return sqrtf(x); }
+inline float square_root(float x) {
+  return sqrtf(x);
+}
 
 }  // namespace sinmdm::cuda
