@@ -66,7 +66,7 @@ LEADS = {
 @dataclass(frozen=True)
 class Card:
     """bandwidth: a copy's, bytes read and written a second; product: dense bf16. Those of the H100 and H200 were seen
-    on this workplace's machines by others (its library, device/KINDS.md; the product is the lower of the two)."""
+    by others on one of each (the product is the lower of the two)."""
 
     name: str
     bandwidth: float
@@ -81,7 +81,7 @@ CARDS = (
 )
 MULTIPROCESSORS = 132
 PRODUCT = CARDS[0].product
-L2_READ = 5.5e12  # bytes a second: the task's lead for an H100
+L2_READ = 5.5e12  # bytes a second: a lead for an H100
 L2_COPY = 3.6e12  # read and written, 16 MB to 16 MB, H100 (CUDA Performance Study)
 CLOCK = 1.755e9  # boost of an H100 PCIe; an SXM part was seen at 1.98
 PORT = 64 * CLOCK  # bytes a second into one multiprocessor, also of what clusters share: assumption, 64 a cycle
