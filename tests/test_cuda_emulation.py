@@ -7,7 +7,6 @@ are the CUDA kernels; the tests of tests/kernels then run against it as they do 
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 from cuda_emulation.build import HERE, SANITIZERS, build
 from cuda_resources import readable
+from sanitizer_runtimes import preload
 
 from sinmdm.kernels import _native
 
@@ -75,15 +75,7 @@ def runtimes() -> str:
     """The sanitizers' libraries, for LD_PRELOAD; skips the test where the emulation cannot be built."""
     if platform.machine() != "x86_64" or sys.platform != "linux":
         pytest.skip("the emulation switches stacks with instructions of x86-64, on Linux")
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ on PATH")
-    paths = []
-    for name in ("libasan.so", "libubsan.so"):
-        path = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-        if not Path(path).is_absolute():
-            pytest.skip(f"this g++ has no {name}")
-        paths.append(path)
-    return ":".join(paths)
+    return preload()
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +155,7 @@ class Suite:
 @pytest.fixture(scope="module")
 def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """All that was asked for of PARITY, under way."""
-    preload = runtimes()
+    libraries = runtimes()
     folder = tmp_path_factory.mktemp("emulated")
     begin = time.perf_counter()
     build(folder / "emulated.so", sanitize=True)
@@ -173,7 +165,7 @@ def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SINMDM_")} | {
         "SINMDM_TEST_LIBRARY": str(folder / "emulated.so"),
         "SINMDM_EMULATION_LAUNCHES": str(launches),
-        "LD_PRELOAD": preload,
+        "LD_PRELOAD": libraries,
         "ASAN_OPTIONS": "detect_leaks=0",
         "OMP_NUM_THREADS": "1",  # the processes share the cores
     }

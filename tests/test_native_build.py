@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from native_parity import PARITY_BOUND, parity
+from sanitizer_runtimes import preload
 
 from sinmdm.kernels import _native
 
@@ -70,14 +71,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 
     The tiles of the AVX-512 file are compiled for AVX2, so that their code is run on processors without AVX-512, too.
     """
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ on PATH")
-    runtimes = []
-    for name in ("libasan.so", "libubsan.so"):
-        path = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-        if not Path(path).is_absolute():
-            pytest.skip(f"this g++ has no {name}")
-        runtimes.append(path)
+    libraries = preload()
     folder = _native.source_folder()
     torch_folder = Path(torch.__file__).parent
     build = tmp_path_factory.mktemp("sanitized")
@@ -99,7 +93,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
          *_native.LINK_FLAGS, "-ltorch_cpu"],
         check=True, timeout=300,
     )  # fmt: skip
-    return library, {"LD_PRELOAD": ":".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"}
+    return library, {"LD_PRELOAD": libraries, "ASAN_OPTIONS": "detect_leaks=0"}
 
 
 INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]
