@@ -9,6 +9,7 @@ log.csv                 step, loss, learning rate and time
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -27,8 +28,18 @@ from .checks import check_at_least
 from .diffusion import GraphCache, Schedule, plan_steps, sample, stream
 from .diffusion.sampling import usable_device
 from .kernels.philox import check_seed
-from .motion import Layout, Motion, Normalizer, layout_from_dict, read_motion, writing_motion
+from .motion import (
+    RESULTS,
+    Layout,
+    Motion,
+    Normalizer,
+    layout_from_dict,
+    read_motion,
+    writing_motion,
+    writing_results,
+)
 from .motion.atomic import replacing
+from .motion.features import ClipLayout
 from .presets import Preset
 
 FORMAT = 1
@@ -166,7 +177,8 @@ class Run:
         return [self.layout.decode(self.normalizer.invert(x)) for x in self.features(frames, n, **options)]
 
     def write_samples(self, folder: str | os.PathLike[str], frames: int, n: int = 1, **options: Any) -> list[Path]:
-        """New motions, into sample00.bvh (.npy for a run on an array), sample01.bvh, ... of a folder.
+        """New motions, into sample00.bvh (.npy for a run on an array), sample01.bvh, ... of a folder; where there are
+        joints, their positions, too, into results.npz (see `sinmdm.motion.results`).
 
         Decodes and writes a thousand frames at a time, so that the memory of a long motion is that of its features
         alone. Each file appears whole or not at all.
@@ -181,14 +193,26 @@ class Run:
         Raises:
             ValueError: an argument that is not as above. OSError: a file cannot be written.
         """
-        suffix = ".npy" if self.layout.frame_time is None else ".bvh"
+        suffix = ".bvh" if isinstance(self.layout, ClipLayout) else ".npy"
         digits = max(2, len(str(n - 1)))
-        files = []
-        for index, x in enumerate(self.features(frames, n, **options)):
-            files.append(Path(folder) / f"sample{index:0{digits}d}{suffix}")
-            with writing_motion(files[-1], self.layout, frames) as writer:
-                for part in x.split(WRITTEN_AT_ONCE):
-                    writer.write(self.normalizer.invert(part))
+        files = [Path(folder) / f"sample{index:0{digits}d}{suffix}" for index in range(n)]
+        motions = self.features(frames, n, **options)
+        with contextlib.ExitStack() as stack:
+            results = None
+            if self.layout.hierarchy is not None and self.layout.frame_time is not None:
+                results = stack.enter_context(
+                    writing_results(
+                        Path(folder) / RESULTS, *self.layout.hierarchy, self.layout.frame_time, frames,
+                        [file.stem for file in files],
+                    )
+                )  # fmt: skip
+            for file, x in zip(files, motions, strict=True):
+                place = self.layout.placer() if results is not None else None
+                with writing_motion(file, self.layout, frames) as writer:
+                    for part in x.split(WRITTEN_AT_ONCE):
+                        motion = writer.write(self.normalizer.invert(part))
+                        if results is not None and place is not None:
+                            results.write(place(motion))
         return files
 
     def features(

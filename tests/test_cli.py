@@ -11,8 +11,7 @@ import pytest
 import torch
 
 import sinmdm
-from sinmdm import cli
-from sinmdm.cli import main
+from sinmdm.cli import main, sampling
 from sinmdm.motion import Clip, walker
 
 
@@ -50,7 +49,7 @@ class TestTrainAndSample:
         out = tmp_path / "motions"
         assert main(["sample", str(run), "--frames", "33", "-n", "3", "--out", str(out), "--quiet"]) == 0
         files = sorted(out.iterdir())
-        assert [path.name for path in files] == ["sample00.bvh", "sample01.bvh", "sample02.bvh"]
+        assert [path.name for path in files] == ["results.npz", "sample00.bvh", "sample01.bvh", "sample02.bvh"]
         original = Clip.read(bvh)
         for path in files:
             motion = Clip.read(path)
@@ -71,8 +70,8 @@ class TestTrainAndSample:
         monkeypatch.chdir(tmp_path / "here")
         assert main(["sample", str(run), "--frames", "4", "--out", ".", "--quiet", "--steps", "2"]) == 0
         assert main(["sample", str(run), "--frames", "4", "--out", "../link", "--quiet", "--steps", "2"]) == 0
-        assert [path.name for path in sorted((tmp_path / "here").iterdir())] == ["sample00.bvh"]
-        assert [path.name for path in sorted((tmp_path / "behind").iterdir())] == ["sample00.bvh"]
+        assert [path.name for path in sorted((tmp_path / "here").iterdir())] == ["results.npz", "sample00.bvh"]
+        assert [path.name for path in sorted((tmp_path / "behind").iterdir())] == ["results.npz", "sample00.bvh"]
 
     def test_seconds_are_frames_at_the_runs_rate(self, run: Path, tmp_path: Path) -> None:
         out = tmp_path / "motions"
@@ -221,8 +220,8 @@ class TestSamplers:
             if count == calls:
                 raise error
 
-        steps_bar = cli._steps_bar
-        monkeypatch.setattr(cli, "_steps_bar", lambda *given: (steps_bar(*given)[0], on_step))
+        steps_bar = sampling.steps_bar
+        monkeypatch.setattr(sampling, "steps_bar", lambda *given: (steps_bar(*given)[0], on_step))
         options = ["--steps", "3", "-n", "2", "--batch-size", "1", "--quiet"]
         assert main(["sample", str(run), "--frames", "5", "--out", str(out), *options]) == status
         assert capsys.readouterr().err == said

@@ -9,6 +9,7 @@ from .layouts import KINDS, layout_for, layout_from_dict, thinned_for
 from .mixamo import MixamoLayout
 from .normalizer import Normalizer
 from .published import REPRESENTATIONS
+from .results import RESULTS, Results, writing_results
 from .skeleton import Skeleton
 from .strip import draw_strip
 from .walker import walker
@@ -16,6 +17,7 @@ from .walker import walker
 __all__ = [
     "KINDS",
     "REPRESENTATIONS",
+    "RESULTS",
     "ArrayLayout",
     "BVHError",
     "Clip",
@@ -25,6 +27,7 @@ __all__ = [
     "Motion",
     "MotionWriter",
     "Normalizer",
+    "Results",
     "Skeleton",
     "SkeletonLayout",
     "draw_strip",
@@ -35,4 +38,5 @@ __all__ = [
     "walker",
     "write_motion",
     "writing_motion",
+    "writing_results",
 ]

@@ -60,6 +60,18 @@ class Layout(ABC):
         """The motion at the rate that this kind of layout is learnt at: as it is, unless the kind says otherwise."""
         return motion
 
+    @property
+    def hierarchy(self) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
+        """Names and parents of the joints that `placer` places; None where the features know of none."""
+        return None
+
+    def placer(self) -> Callable[[Motion], Tensor]:
+        """Joint positions of one motion chunk by chunk: a function of what a `decoder` gave to (frames, J, 3) float64.
+
+        Raises: ValueError where the features know of no joints.
+        """
+        raise ValueError(f"features of the layout {self.kind!r} know of no joints")
+
     @abstractmethod
     def encode(self, motion: Motion) -> Tensor:
         """Motion to float32 features (frames, size), in the motion's own units.
@@ -109,6 +121,14 @@ class ClipLayout(Layout):
 
     skeleton: Skeleton
     frame_time: float
+
+    @property
+    def hierarchy(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        return self.skeleton.names, self.skeleton.parents
+
+    def placer(self) -> Callable[[Motion], Tensor]:
+        """As `Layout.placer`."""
+        return lambda clip: clip.positions() if isinstance(clip, Clip) else super(ClipLayout, self).placer()(clip)
 
     def _fitting(self, motion: Motion) -> Clip:
         """The motion, a clip of two frames or more of this skeleton and rate. Raises: ValueError where it is not."""

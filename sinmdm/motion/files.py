@@ -65,8 +65,8 @@ class MotionWriter:
             head = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": (frames, layout.size)}
             np.lib.format.write_array_header_1_0(file, head)
 
-    def write(self, features: Tensor) -> None:
-        """Append the next frames: features (frames, size) of the layout, in the motion's own units.
+    def write(self, features: Tensor) -> Motion:
+        """Append the next frames, features (frames, size) in the motion's own units; gives them decoded.
 
         Raises: ValueError where the layout refuses them, or they are more frames than are left; OSError where they
         cannot be written.
@@ -79,6 +79,7 @@ class MotionWriter:
         else:
             self._file.write(motion.numpy().data)
         self.written = frames
+        return motion
 
 
 @contextlib.contextmanager
