@@ -1,72 +1,71 @@
 """The table that judges a run: samples beside baselines that learnt nothing, all measured in the same way.
 
 No single number tells a good model. A frozen mean pose passes coverage at the published threshold, in gentle clips even
-at half of it, noise passes all but energy, and a copy of the clip all but diversity. So each row has coverage at both
-thresholds, the mean nearest-window distance both ways, global diversity and energy, to be read beside the baselines'.
+at half of it, noise passes all but energy, and a copy of the clip all but diversity. So each row has many measures, to
+be read beside the baselines'; :data:`DEFINITIONS` says what each is.
 
-Only joint rotations are judged: of each joint the first two rows of its local rotation matrix, 6 numbers a joint
-(frames, 6 joints), joint-major, at no more than 30 frames a second.
+Nearly all look at joint rotations: of each joint the first two rows of its local rotation matrix, 6 numbers a joint
+(frames, 6 joints), joint-major, at no more than 30 frames a second. A run on an array is measured on its features as
+they are. Where there is a body, its root and its feet are measured, too.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, TypedDict
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .metrics import coverage, energy, global_diversity, nearest_window_distance
-from .motion import Clip, Motion
+from . import metrics
+from .evaluation_table import (
+    COVERAGES,
+    CURVE_STEPS,
+    DEFINITIONS,
+    MAIN,
+    MAX_FPS,
+    MEASURES,
+    PUBLISHED_THRESHOLD,
+    SHORT_WINDOW,
+    STRICT_THRESHOLD,
+    WINDOW,
+    Part,
+    Row,
+    Spread,
+    format_definitions,
+    format_table,
+    to_json,
+)
+from .metrics import WindowDistances
+from .motion import Clip, Motion, SkeletonLayout
 from .motion.rigs import MIXAMO_JOINTS
+from .motion.rotations import from_6d
 from .run import Run
 
 __all__ = [
     "DEFINITIONS",
+    "MAIN",
     "MIXAMO_JOINTS",
+    "Part",
     "Row",
     "Spread",
     "baseline_rows",
+    "check_measurable",
+    "evaluate_features",
     "evaluate_rotations",
     "evaluate_run",
+    "format_definitions",
     "format_table",
+    "main_measures",
+    "motion_features",
     "rotation_features",
+    "scale_of",
     "select_joints",
     "to_json",
 ]
 
-MAX_FPS = 30
-WINDOW = 30
-PUBLISHED_THRESHOLD = 2.0
-STRICT_THRESHOLD = 1.0
-
-DEFINITIONS = {
-    "coverage_strict": f"share of the clip's {WINDOW}-frame windows whose nearest sample window lies at a mean frame "
-    f"distance below {STRICT_THRESHOLD} sqrt(joints / {len(MIXAMO_JOINTS)}); the last window is left out",
-    "coverage_published": f"the same, below {PUBLISHED_THRESHOLD} sqrt(joints / {len(MIXAMO_JOINTS)})",
-    "clip_to_sample": f"mean over the clip's {WINDOW}-frame windows of the mean frame distance to the nearest sample "
-    "window: what the sample leaves out",
-    "sample_to_clip": "the same from the sample's windows to the clip's: what the sample invents",
-    "global_diversity": f"mean frame distance of the sample to its best rebuilding from pieces of the clip of {WINDOW} "
-    "frames or more: 0 is a copy",
-    "energy": "mean norm of the second difference over frames, divided by the clip's: 0 is frozen, 1 moves as the clip",
-}
-
-
-class Spread(TypedDict):
-    """Mean over a row's samples and population standard deviation, None where there is but one sample."""
-
-    mean: float
-    std: float | None
-
-
-class Row(TypedDict):
-    """One row of the table: frames of each sample, thresholds of both coverages, a spread for each definition."""
-
-    name: str
-    frames: list[int]
-    thresholds: dict[str, float]
-    values: dict[str, Spread]
+NOISE = 0.05  # of the noisy baseline, in a rotation's numbers
 
 
 def select_joints(names: Sequence[str]) -> list[int]:
@@ -92,7 +91,33 @@ def rotation_features(clip: Clip) -> Tensor:
     return rotations[:, select_joints(clip.names), :2].flatten(1)
 
 
-def baseline_rows(clip: Tensor, frames: int, n: int, *, noise: float = 0.05, seed: int = 0) -> dict[str, Tensor]:
+def motion_features(motion: Motion) -> Tensor:
+    """What is measured of a motion: a clip's `rotation_features`, an array's own features in float64."""
+    return rotation_features(motion) if isinstance(motion, Clip) else motion.detach().to("cpu", torch.float64)
+
+
+def scale_of(motion: Motion) -> float:
+    """The scale of the thresholds of coverage for a clip or an array (frames, features) that samples are held against.
+
+    For a clip the square root of joints / 24: distances grow so with the number of joints, and at 24 the thresholds are
+    those published. For an array, whose units are not known, half the root of its features' summed variances: at twice
+    the scale a motion passes that stands at the mean; 1 where they never change.
+    """
+    if isinstance(motion, Clip):
+        return math.sqrt(len(select_joints(motion.names)) / len(MIXAMO_JOINTS))
+    return motion_features(motion).var(dim=0, correction=0).sum().sqrt().item() / 2 or 1.0
+
+
+def check_measurable(motion: Motion, frames: int | None = None) -> None:
+    """Raise ValueError where a motion, or samples of so many of its frames, are too short to be measured."""
+    step = round(motion.fps / motion.thin(MAX_FPS).fps) if isinstance(motion, Clip) else 1
+    rate = f" at {MAX_FPS} a second" if isinstance(motion, Clip) else ""
+    for name, count in (("frames", frames), ("the clip's length", len(motion))):
+        if count is not None and math.ceil(count / step) <= WINDOW:
+            raise ValueError(f"{name} must be more than {WINDOW} frames{rate} to be measured, got {count / step:g}")
+
+
+def baseline_rows(clip: Tensor, frames: int, n: int, *, noise: float = NOISE, seed: int = 0) -> dict[str, Tensor]:
     """Rows that any model has to beat, or that show what a metric misses.
 
     Args:
@@ -144,65 +169,127 @@ def evaluate_rotations(
     if clip.ndim != 2 or joints < 1 or clip.shape[1] != 6 * joints:
         raise ValueError(f"clip must be (frames, {6 * joints}) for {joints} joints, not of shape {tuple(clip.shape)}")
     scale = math.sqrt(joints / len(MIXAMO_JOINTS))
-    thresholds = {"coverage_strict": STRICT_THRESHOLD * scale, "coverage_published": PUBLISHED_THRESHOLD * scale}
+    return evaluate_features(rows, clip, scale, [f"joint {joint}" for joint in range(joints)])
+
+
+def evaluate_features(
+    rows: Mapping[str, Tensor | Sequence[Tensor]],
+    clip: Tensor,
+    scale: float,
+    parts: Sequence[str],
+    on_sample: Callable[[], None] | None = None,
+) -> list[Row]:
+    """As `evaluate_rotations`, of any features: all measures but those of a body.
+
+    Args:
+        rows, clip: as there, with any number of features.
+        scale: as `scale_of` gives it.
+        parts: names of as many equal parts of the features, one after the other: joints, or single features.
+        on_sample: called after each sample.
+
+    Raises:
+        ValueError: as there.
+    """
+    if clip.ndim != 2 or not parts or clip.shape[1] % len(parts):
+        raise ValueError(f"clip must be (frames, features in {len(parts)} parts), not of shape {tuple(clip.shape)}")
     table: list[Row] = []
     for name, samples in rows.items():
         if len(samples) == 0:
             raise ValueError(f"row {name!r} must have at least one sample, not 0")
         try:
-            measured = [_measure(sample, clip, thresholds) for sample in samples]
+            table.append(_row(name, samples, clip, scale, parts, on_sample))
         except ValueError as error:
             raise ValueError(f"row {name!r}: {error}") from error
-        values = {key: _spread(sample[key] for sample in measured) for key in DEFINITIONS}
-        frames = [len(sample) for sample in samples]
-        table.append({"name": name, "frames": frames, "thresholds": dict(thresholds), "values": values})
     return table
 
 
-def format_table(rows: Sequence[Row]) -> str:
-    """The table as aligned plain text: a line a row, mean ± deviation where a row has more than one sample.
-
-    Coverage is in percent, with its threshold in the heading; '-' stands for a number that is not finite.
-
-    Raises:
-        ValueError: there are no rows.
-    """
-    if not rows:
-        raise ValueError("rows must hold at least one row, not 0")
-    thresholds = rows[0]["thresholds"]
-    columns = [[row["name"] for row in rows]]
-    headings = [""]
-    for key in DEFINITIONS:
-        headings.append(f"coverage < {thresholds[key]:.3g}" if key in thresholds else key.replace("_", " "))
-        columns.append([_cell(row["values"][key], percent=key in thresholds) for row in rows])
-    aligned = []
-    for heading, column in zip(headings, columns, strict=True):
-        width = max(map(len, [heading, *column]))
-        align = str.rjust if heading else str.ljust
-        aligned.append([align(cell, width) for cell in [heading, *column]])
-    return "\n".join("  ".join(line) for line in zip(*aligned, strict=True))
+def main_measures(samples: Sequence[Tensor], clip: Tensor, scale: float) -> dict[str, float]:
+    """The measures of :data:`MAIN`, each the mean over samples (frames, features): what a training is watched by."""
+    measured = [_main(sample, clip, scale)[0] for sample in samples]
+    return {key: _spread(values[key] for values in measured)["mean"] for key in MAIN}
 
 
-def to_json(rows: Sequence[Row], clip: Tensor) -> dict[str, Any]:
-    """What `json.dumps` takes: the rows, the definitions, and of the clip (frames, features) its frames and energy.
+def _main(sample: Tensor, clip: Tensor, scale: float) -> tuple[dict[str, float], WindowDistances]:
+    """The measures of MAIN for one sample (frames, features), and the searches that they were read from."""
+    found = metrics.window_distances(sample[None], clip, window=WINDOW)
+    values = {
+        "coverage_strict": found.coverage(STRICT_THRESHOLD * scale),
+        "coverage_area": found.coverage_area(PUBLISHED_THRESHOLD * scale),
+        "clip_to_sample": found.clip_to_samples.mean(),
+        "sample_to_clip": found.samples_to_clip.mean(),
+        "global_diversity": found.global_diversity,
+        "energy": metrics.energy(sample) / metrics.energy(clip),
+    }
+    return {key: value.item() for key, value in values.items()}, found
 
-    Coverage is a fraction. A number that is not finite is None, as JSON has none.
-    """
+
+def _overall(values: Mapping[str, float], scale: float) -> float:
+    """The harmonic mean of one sample's three scores; NaN where it could not be rebuilt from the clip."""
+    diversity, lively = values["global_diversity"] / scale, values["energy"]
+    scores = values["coverage_strict"], min(1.0, diversity), min(lively, 1 / lively) if lively else 0.0
+    if not math.isfinite(diversity):
+        return math.nan
+    return metrics.harmonic_mean(*torch.tensor(scores, dtype=torch.float64)).item()
+
+
+def _row(
+    name: str,
+    samples: Tensor | Sequence[Tensor],
+    clip: Tensor,
+    scale: float,
+    parts: Sequence[str],
+    on_sample: Callable[[], None] | None,
+) -> Row:
+    steps = torch.arange(round(PUBLISHED_THRESHOLD * CURVE_STEPS) + 1, dtype=torch.float64) / CURVE_STEPS * scale
+    measured: list[dict[str, float]] = []
+    curves, distributions = [], []
+    for sample in samples:
+        values, found = _main(sample, clip, scale)
+        distribution = metrics.distribution_distance(sample[None], clip)[0]
+        values |= {
+            "coverage_published": found.coverage(PUBLISHED_THRESHOLD * scale).item(),
+            "local_diversity": metrics.local_diversity(sample[None], clip, window=SHORT_WINDOW).item(),
+            "harmonic_mean": _overall(values, scale),
+            "distribution": distribution.mean().item(),
+        }
+        measured.append(values)
+        curves.append(found.coverage_curve(steps)[0])
+        distributions.append(distribution.unflatten(0, (len(parts), -1)).mean(dim=1))
+        if on_sample is not None:
+            on_sample()
+    every = {key: [sample[key] for sample in measured] for key in measured[0]} | _of_pairs(list(samples), clip)
     return {
-        "definitions": dict(DEFINITIONS),
-        "window": WINDOW,
-        "clip": {"frames": len(clip), "energy": _finite(energy(clip).item())},
-        "rows": [
-            {
-                **row,
-                "values": {
-                    key: {"mean": _finite(value["mean"]), "std": _finite(value["std"])}
-                    for key, value in row["values"].items()
-                },
-            }
-            for row in rows
+        "name": name,
+        "frames": [len(sample) for sample in samples],
+        "thresholds": {key: threshold * scale for key, threshold in COVERAGES.items()},
+        "values": {key: _spread(every[key]) for key in MEASURES if key in every},
+        "coverage_curve": {"thresholds": steps.tolist(), "values": torch.stack(curves).mean(dim=0).tolist()},
+        "distribution_parts": [
+            {"name": part, **_spread(numbers)}
+            for part, numbers in zip(parts, torch.stack(distributions).T.tolist(), strict=True)
         ],
     }
+
+
+def _of_pairs(samples: Sequence[Tensor], clip: Tensor) -> dict[str, list[float]]:
+    """Inter and intra diversity of samples (frames, features), those of one length together, as published."""
+    values: dict[str, list[float]] = {}
+    for length in sorted({len(sample) for sample in samples}):
+        alike = torch.stack([sample.double() for sample in samples if len(sample) == length])
+        found = {
+            "intra_diversity": metrics.intra_diversity(alike, window=SHORT_WINDOW),
+            "intra_diversity_difference": metrics.intra_diversity_difference(alike, clip, window=SHORT_WINDOW),
+        }
+        if len(alike) > 1:
+            found["inter_diversity"] = metrics.inter_diversity(alike)
+        for key, numbers in found.items():
+            values.setdefault(key, []).extend(numbers.tolist())
+    return values
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    tensor = torch.tensor(list(values), dtype=torch.float64)
+    return {"mean": tensor.mean().item(), "std": tensor.std(correction=0).item() if len(tensor) > 1 else None}
 
 
 def untrained(run: Run) -> Run:
@@ -221,77 +308,132 @@ def evaluate_run(
     n: int = 4,
     seed: int = 0,
     device: torch.device | str | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[list[Row], Tensor]:
     """Rows for samples of a run, an untrained model and the baselines.
 
     Args:
-        run: a run trained on a clip with joints.
-        samples: clips of the run's skeleton; default `n` new ones.
+        run: a run; of one that was trained on an array the features are measured, and nothing of a body.
+        samples: motions of the run's skeleton and rate, or arrays of its features; default `n` new ones.
         frames: length of new samples, default twice the clip's.
         n, seed, device: of new samples.
-        on_step: called with (steps done, steps in all) while sampling.
+        on_progress: called with ("sampling", steps done, steps in all), then ("measuring", samples done, in all).
 
     Returns:
-        The rows, and the clip's rotation features, as `to_json` takes them.
+        The rows, and the clip's features, as `to_json` takes them. `foot_sliding` is among the values where the clip
+        has feet.
 
     Raises:
-        ValueError: the run was trained on an array, which has no rotations to measure, or a sample has another
-        skeleton.
+        ValueError: the clip or what is to be sampled is too short, or a sample has another skeleton or rate.
     """
-    if not isinstance(run.motion, Clip):
-        raise ValueError("the measures are of joint rotations, and this run was trained on an array")
-    clip = rotation_features(run.motion)
     length = frames or 2 * len(run.motion)
-    thinned = length / round(run.motion.fps / run.motion.thin(MAX_FPS).fps)
-    for name, count in (("frames", thinned), ("the clip's length", len(clip))):
-        if count <= WINDOW:
-            raise ValueError(f"{name} must be more than {WINDOW} frames at {MAX_FPS} a second, got {count:g}")
+    check_measurable(run.motion, length)
     calls = 1 if samples is not None else 2
 
     def report(call: int) -> Callable[[int, int], None] | None:
-        return None if on_step is None else lambda done, total: on_step(call * total + done, calls * total)
+        if on_progress is None:
+            return None
+        return lambda done, total: on_progress("sampling", call * total + done, calls * total)
 
+    for index, motion in enumerate(samples or ()):
+        _check_alike(index, motion, run.motion)
     if samples is None:
         samples = run.sample(length, n, seed=seed, device=device, on_step=report(0))
-    rotations = []
-    for index, motion in enumerate(samples):
-        if not isinstance(motion, Clip) or motion.names != run.motion.names or motion.parents != run.motion.parents:
-            raise ValueError(f"sample {index} has another skeleton than the run's clip")
-        rotations.append(rotation_features(motion))
     blank = untrained(run).sample(length, 1, seed=seed, device=device, on_step=report(calls - 1))
-    rows: dict[str, Tensor | Sequence[Tensor]] = {
-        "samples": rotations,
-        "untrained model": [rotation_features(motion) for motion in blank if isinstance(motion, Clip)],
-        **baseline_rows(clip, 2 * len(clip), 1),
-    }
-    return evaluate_rotations(rows, clip, joints=clip.shape[1] // 6), clip
+    motions: dict[str, Sequence[Motion]] = {"samples": samples, "untrained model": blank}
+    rows: dict[str, Sequence[Tensor]] = {name: [motion_features(m) for m in own] for name, own in motions.items()}
+    for name, (features, baseline) in _baselines(run.motion).items():
+        rows[name], motions[name] = [features], [baseline]
+    total, done = sum(map(len, rows.values())), 0
+
+    def one_more() -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress("measuring", done, total)
+
+    clip = motion_features(run.motion)
+    if not isinstance(run.motion, Clip):
+        parts = [f"feature {index}" for index in range(clip.shape[1])]
+        return evaluate_features(rows, clip, scale_of(run.motion), parts, one_more), clip
+    parts = [run.motion.names[joint] for joint in select_joints(run.motion.names)]
+    table = evaluate_features(rows, clip, scale_of(run.motion), parts, one_more)
+    body = _Body.of(run.motion)
+    for row in table:
+        body.add_to(row, [motion for motion in motions[row["name"]] if isinstance(motion, Clip)])
+    return table, clip
 
 
-def _measure(sample: Tensor, clip: Tensor, thresholds: Mapping[str, float]) -> dict[str, float]:
-    """The values of one sample (frames, features), by the keys of DEFINITIONS."""
-    samples = sample[None]
-    values = {key: coverage(samples, clip, window=WINDOW, threshold=threshold) for key, threshold in thresholds.items()}
-    values["clip_to_sample"] = nearest_window_distance(clip, sample, window=WINDOW).mean()
-    values["sample_to_clip"] = nearest_window_distance(sample, clip, window=WINDOW).mean()
-    values["global_diversity"] = global_diversity(samples, clip, min_window=WINDOW)
-    values["energy"] = energy(sample) / energy(clip)
-    return {key: value.item() for key, value in values.items()}
+def _check_alike(index: int, motion: Motion, own: Motion) -> None:
+    """Raise ValueError where sample `index` cannot be held against a run's own motion."""
+    if isinstance(own, Clip):
+        if not isinstance(motion, Clip) or (motion.names, motion.parents) != (own.names, own.parents):
+            raise ValueError(f"sample {index} has another skeleton than the run's clip")
+        fps, own_fps = motion.thin(MAX_FPS).fps, own.thin(MAX_FPS).fps
+        if abs(fps / own_fps - 1) > 0.01:
+            raise ValueError(f"sample {index} has {fps:g} frames a second where the run's clip has {own_fps:g}")
+    elif isinstance(motion, Clip) or motion.shape[1:] != own.shape[1:]:
+        raise ValueError(f"sample {index} must be an array of the run's {own.shape[1]} features")
 
 
-def _spread(values: Iterable[float]) -> Spread:
-    tensor = torch.tensor(list(values), dtype=torch.float64)
-    return {"mean": tensor.mean().item(), "std": tensor.std(correction=0).item() if len(tensor) > 1 else None}
+def _baselines(motion: Motion) -> dict[str, tuple[Tensor, Motion]]:
+    """`baseline_rows` of a run's motion, twice its length: by name the features to measure, and the motion itself.
+
+    A clip's rotations are changed, those of all its joints, and its translations with them, which get no noise.
+    """
+    if not isinstance(motion, Clip):
+        array = motion_features(motion)
+        # In the relation to the scale that it has for rotations.
+        noise = NOISE * math.sqrt(6 * len(MIXAMO_JOINTS) / array.shape[1]) * scale_of(motion)
+        return {name: (rows[0], rows[0]) for name, rows in baseline_rows(array, 2 * len(array), 1, noise=noise).items()}
+    clip = motion.thin(MAX_FPS)
+    turned = baseline_rows(clip.rotations()[:, :, :2].flatten(1), 2 * len(clip), 1)
+    placed = baseline_rows(clip.translations().flatten(1), 2 * len(clip), 1, noise=0.0)
+    found: dict[str, tuple[Tensor, Motion]] = {}
+    for (name, rotations), translations in zip(turned.items(), placed.values(), strict=True):
+        numbers = rotations[0].unflatten(1, (-1, 6))
+        # Rows of a matrix are columns of its transpose.
+        body = Clip.from_motion(
+            clip.skeleton, from_6d(numbers).mT, translations[0].unflatten(1, (-1, 3)), clip.frame_time
+        )
+        found[name] = numbers[:, select_joints(clip.names)].flatten(1), body
+    return found
 
 
-def _cell(value: Spread, percent: bool) -> str:
-    def text(number: float) -> str:
-        if not math.isfinite(number):
-            return "-"
-        return f"{100 * number:.1f}%" if percent else f"{number:.2f}"
+@dataclass(frozen=True, eq=False)
+class _Body:
+    """The clip's skeleton in the world: what is measured of roots and feet, in lengths of its reach."""
 
-    return text(value["mean"]) if value["std"] is None else f"{text(value['mean'])} ± {text(value['std'])}"
+    layout: SkeletonLayout
+    reach: float
+    root: Tensor
+
+    @classmethod
+    def of(cls, clip: Clip) -> _Body:
+        clip = clip.thin(MAX_FPS)
+        reach = clip.skeleton.reach(clip.translations().mean(dim=0).numpy())
+        return cls(SkeletonLayout.fit(clip), reach, _root(clip, reach))
+
+    def add_to(self, row: Row, motions: Sequence[Clip]) -> None:
+        """Foot sliding, where the clip has feet, and the distributions of the root's speed and height."""
+        thinned = [motion.thin(MAX_FPS) for motion in motions]
+        if self.layout.contacts:
+            row["values"]["foot_sliding"] = _spread(self.foot_sliding(motion) for motion in thinned)
+        distances = torch.stack(
+            [metrics.distribution_distance(_root(motion, self.reach)[None], self.root)[0] for motion in thinned]
+        )
+        for name, numbers in zip(("root speed", "root height"), distances.T.tolist(), strict=True):
+            row["distribution_parts"].append({"name": name, **_spread(numbers)})
+
+    def foot_sliding(self, motion: Clip) -> float:
+        layout = replace(self.layout, skeleton=motion.skeleton, frame_time=motion.frame_time)
+        contacts = layout.encode(motion)[:, layout.groups[-1]].double()
+        feet = motion.positions()[:, list(layout.contacts)] / self.reach
+        return metrics.foot_sliding(feet, contacts, motion.frame_time).item()
 
 
-def _finite(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None
+def _root(clip: Clip, reach: float) -> Tensor:
+    """The root's speed over the ground and its height, in reaches a second and reaches: (frames - 1, 2)."""
+    places = clip.translations()[:, 0] / reach
+    speed = places[:, [0, 2]].diff(dim=0).norm(dim=1) / clip.frame_time
+    return torch.stack([speed, places[1:, 1]], dim=1)

@@ -14,7 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
-from .motion import Clip, Layout, Motion, Normalizer, layout_for, read_motion, thinned_for, write_motion
+from .motion import (
+    Clip,
+    HumanMLLayout,
+    Layout,
+    Motion,
+    Normalizer,
+    layout_for,
+    read_humanml,
+    read_motion,
+    thinned_for,
+    write_humanml,
+    write_motion,
+)
 from .motion.atomic import filling
 from .presets import PUBLISHED, Preset
 from .run import (
@@ -32,6 +44,8 @@ from .run import (
 )
 
 ARGUMENTS = "args.json"
+HUMANML = HumanMLLayout.kind  # what the published code calls it, too
+FEATURES = ("raw", "normalised")
 # Names of the network's arguments there -> here, with the published defaults of those that are not the network's own.
 _QNA = {
     "latent_dim": "latent_dim",
@@ -87,15 +101,19 @@ def _read_arguments(path: Path) -> dict[str, Any]:
     return arguments
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """A bare state dict; nothing that could run code is unpickled."""
+def read_plain(path: Path, what: str) -> Any:
+    """What torch.save wrote, without unpickling anything that could run code. Raises RunError where it is no `what`."""
     if not path.is_file():
         raise RunError(f"{path}: there is no such file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise RunError(f"{path}: not a state dict of plain tensors: {reason}") from error
+        raise RunError(f"{path}: not {what}: {reason}") from error
+
+
+def checked_state(state: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict of tensors that `state` is. Raises RunError where it is none, or a weight is not finite."""
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise RunError(f"{path}: must be a state dict of tensors")
     wrong = [name for name, x in state.items() if not x.is_floating_point() or not bool(x.isfinite().all())]
@@ -131,8 +149,8 @@ def _preset_of(arguments: Mapping[str, Any], state: Mapping[str, Tensor], path: 
         raise RunError(f"{path}: {error}") from error
 
 
-def check_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Raise RunError listing every weight that the checkpoint lacks, has too many of, or has in another shape."""
+def check_state(network: nn.Module, state: Mapping[str, Tensor], path: Path, what: str = f"its {ARGUMENTS}") -> None:
+    """Raise RunError listing every weight of `what` that the file lacks, has too many of, or has in another shape."""
     wanted = network.state_dict()
     wrong = [f"{name} is missing" for name in wanted if name not in state]
     wrong += [f"{name} is not of this network" for name in state if name not in wanted]
@@ -142,18 +160,16 @@ def check_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
         if name in state and state[name].shape != x.shape
     ]
     if wrong:
-        raise RunError(f"{path}: does not fit its {ARGUMENTS}: " + "; ".join(wrong))
+        raise RunError(f"{path}: does not fit {what}: " + "; ".join(wrong))
 
 
-def _motion_of(
-    arguments: Mapping[str, Any], beside: Path, motion: str | os.PathLike[str] | None
-) -> tuple[Path, Motion]:
-    """The clip that the checkpoint was trained on: it holds the skeleton and where motions begin."""
+def _motion_path(arguments: Mapping[str, Any], beside: Path, motion: str | os.PathLike[str] | None) -> Path:
+    """The file of the clip that the checkpoint was trained on: it holds the skeleton and where motions begin."""
     named = Path(str(arguments.get("sin_path") or ""))
     candidates = [Path(motion)] if motion is not None else [named, beside / named.name] if named.name else []
     for path in candidates:
         if path.is_file():
-            return path, read_motion(path)
+            return path
     missing = f"{candidates[0]}: there is no such file" if candidates else "args.json names no motion (sin_path)"
     raise RunError(f"{missing}; give the one that the checkpoint was trained on (--motion)")
 
@@ -164,6 +180,9 @@ def import_checkpoint(
     *,
     motion: str | os.PathLike[str] | None = None,
     arguments: str | os.PathLike[str] | None = None,
+    features: str | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
 ) -> Run:
     """A checkpoint of the published code as a run, which samples, streams and exports as any other.
 
@@ -175,34 +194,37 @@ def import_checkpoint(
         out: folder of the run; must not exist or be empty.
         motion: the clip it was trained on; default args.json's sin_path, or a file of that name beside the checkpoint.
         arguments: its args.json; default the one beside it.
+        features: of a checkpoint on HumanML3D, what it was trained on, which nothing in its files says: "normalised"
+            (as the published code means it) or "raw". The run's motions are raw in either case.
+        mean, std: (263,) each, those that the motion was normalised with; None where it is raw.
 
     Returns:
         The run.
 
     Raises:
         RunError (a ValueError): a file that is missing or damaged, args.json of another architecture, weights that are
-        missing, too many or of another shape (all listed), a clip of another number of features. FileExistsError: out
-        is not empty.
+        missing, too many or of another shape (all listed), a clip of another number of features, or one that is not
+        what `features` says. FileExistsError: out is not empty.
     """
     checkpoint = Path(checkpoint)
     arguments_path = Path(arguments) if arguments is not None else checkpoint.parent / ARGUMENTS
     given = _read_arguments(arguments_path)
-    state = _read_state(checkpoint)
+    state = checked_state(read_plain(checkpoint, "a state dict of plain tensors"), checkpoint)
     preset = _preset_of(given, state, arguments_path)
     first = state.get(_FIRST_WEIGHT[preset.architecture])
     if first is None or first.ndim < 2:
         raise RunError(f"{checkpoint}: has no weight {_FIRST_WEIGHT[preset.architecture]!r}: of another architecture?")
-    features = first.shape[1]
+    size = first.shape[1]
     try:
         with torch.random.fork_rng(devices=[]):
-            network = preset.build(features)
+            network = preset.build(size)
     except ValueError as error:
         raise RunError(f"{arguments_path}: {error}") from error
     check_state(network, state, checkpoint)
-    path, clip = _motion_of(given, checkpoint.parent, motion)
-    layout, clip = _layout_of(given, path, clip)
-    if layout.size != features:
-        raise RunError(f"{path}: has {layout.size} features as {given.get('dataset')!r}, the checkpoint has {features}")
+    path = _motion_path(given, checkpoint.parent, motion)
+    layout, clip, normalizer = _learnt_from(given, path, size, features, mean, std)
+    if layout.size != size:
+        raise RunError(f"{path}: has {layout.size} features as {given.get('dataset')!r}, the checkpoint has {size}")
     number = re.search(r"model(\d+)$", checkpoint.stem)  # a file numbered s holds the weights after s + 1 steps
     step = int(number.group(1)) + 1 if number else preset.steps
     seed = given.get("seed", 10)
@@ -220,7 +242,6 @@ def import_checkpoint(
         "motion": {"file": source, "source": path.name},
         "layout": layout.to_dict(),
     }
-    normalizer = Normalizer.identity(features)
     statistics = {"normalizer.mean": normalizer.mean, "normalizer.std": normalizer.std}
     with filling(out) as folder:
         write_motion(folder / source, clip)
@@ -229,24 +250,40 @@ def import_checkpoint(
     return load(out)
 
 
-def _layout_of(arguments: Mapping[str, Any], path: Path, motion: Motion) -> tuple[Layout, Motion]:
-    """The published layout of the clip, and the clip at the rate it was trained at."""
-    dataset = arguments.get("dataset", "humanml")
+def _learnt_from(
+    arguments: Mapping[str, Any], path: Path, size: int, features: str | None, mean: Tensor | None, std: Tensor | None
+) -> tuple[Layout, Motion, Normalizer]:
+    """The published layout of the clip, the clip at the rate it was trained at, and how the network knows it."""
+    dataset, identity = arguments.get("dataset", HUMANML), Normalizer.identity(size)
+    if dataset == HUMANML and size == HumanMLLayout().size:
+        if features not in FEATURES:
+            raise RunError(
+                f"{path}: features must say whether it is {' or '.join(FEATURES)}, got {features!r} (--features)"
+            )
+        motion = read_humanml(path, features == "normalised", mean, std)
+        known = identity if mean is None or std is None else Normalizer(mean.float(), std.float())
+        return HumanMLLayout(), motion, known
+    if features is not None or mean is not None or std is not None:
+        raise RunError(f"{path}: features, mean and std are of a humanml checkpoint (263 features), which this is not")
+    clip = read_motion(path)
     try:
-        if dataset == "humanml":
-            if isinstance(motion, Clip):
+        if dataset == HUMANML:
+            if isinstance(clip, Clip):
                 raise ValueError("humanml is an array (frames, 263), not a clip of joints")
-            return layout_for(motion), motion
-        if not isinstance(motion, Clip):
+            return layout_for(clip), clip, identity
+        if not isinstance(clip, Clip):
             raise ValueError(f"{dataset} is a clip of joints (.bvh), not an array")
-        thinned = thinned_for(motion, dataset)
-        return layout_for(thinned, dataset, arguments.get("repr", "6d")), thinned
+        thinned = thinned_for(clip, dataset)
+        return layout_for(thinned, dataset, arguments.get("repr", "6d")), thinned, identity
     except ValueError as error:
         raise RunError(f"{path}: {error}") from error
 
 
 def export_checkpoint(run: Run, out: str | os.PathLike[str]) -> Path:
     """A run as the published code reads it: a state dict and its args.json in a new folder.
+
+    Beside those of a run on HumanML3D lies its motion as the network knows it, and Mean.npy and Std.npy where that is
+    not raw; to the published code, they must be those of its data set.
 
     Returns:
         The checkpoint.
@@ -258,14 +295,16 @@ def export_checkpoint(run: Run, out: str | os.PathLike[str]) -> Path:
     preset = run.preset
     if preset.architecture not in _NETWORK:
         raise ValueError(f"architecture must be one of {', '.join(_NETWORK)} to export, got {preset.architecture!r}")
-    if not torch.equal(run.normalizer.mean, torch.zeros_like(run.normalizer.mean)) or bool(
-        (run.normalizer.std != 1).any()
-    ):
+    raw = not bool(run.normalizer.mean.any()) and bool((run.normalizer.std == 1).all())
+    if not raw and run.layout.kind != HUMANML:
         raise ValueError("the run was trained on normalised features, which the published code does not know: "
                          "train with the recipe \"published\" (or normalise=False) to export")  # fmt: skip
-    dataset = "humanml" if run.layout.kind == "array" else run.layout.kind
-    if dataset not in ("mixamo", "bvh_general", "humanml"):
+    dataset = HUMANML if run.layout.kind == "array" else run.layout.kind
+    if dataset not in ("mixamo", "bvh_general", HUMANML):
         raise ValueError(f"layout must be mixamo, bvh_general or an array to export, got {run.layout.kind!r}")
+    motion = run.folder / ("clip.npy" if dataset == HUMANML else "clip.bvh")
+    if run.layout.kind == HUMANML:
+        motion = Path(out) / "motion.npy"
     network = preset.arguments()
     arguments = {
         **_REST,
@@ -275,7 +314,7 @@ def export_checkpoint(run: Run, out: str | os.PathLike[str]) -> Path:
         "dataset": dataset,
         "repr": getattr(run.layout, "representation", "6d"),
         "sigma_small": preset.variance == "fixed_small",
-        "sin_path": str(run.folder / ("clip.npy" if dataset == "humanml" else "clip.bvh")),
+        "sin_path": str(motion),
         "save_dir": str(out),
         "seed": read_config(run.folder)["seed"],
     }
@@ -285,6 +324,11 @@ def export_checkpoint(run: Run, out: str | os.PathLike[str]) -> Path:
             OrderedDict((key, x.detach().cpu().clone()) for key, x in run.network.state_dict().items()), folder / name
         )
         (folder / ARGUMENTS).write_text(json.dumps(arguments, indent=4, sort_keys=True) + "\n")
+        if run.layout.kind == HUMANML:
+            known = {} if raw else {"mean": run.normalizer.mean, "std": run.normalizer.std}
+            write_humanml(folder / motion.name, run.layout.encode(run.motion), normalised=not raw, **known)
+            for name_of, numbers in known.items():
+                write_motion(folder / f"{name_of.capitalize()}.npy", numbers)
     return Path(out) / name
 
 

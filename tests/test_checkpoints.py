@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from humanml_motion import made_motion, statistics
 
 import sinmdm
 from bench.published import PublishedQnANet, PublishedUNet
 from sinmdm.cli import main
-from sinmdm.motion import read_motion, walker
+from sinmdm.motion import HumanMLLayout, Normalizer, Results, read_motion, walker, write_humanml
 from sinmdm.presets import PRESETS, PUBLISHED, Preset
 from sinmdm.published import ARGUMENTS, export_checkpoint, import_checkpoint
 from sinmdm.run import RunError, load
@@ -33,9 +34,9 @@ UNET = {
 }  # fmt: skip
 
 
-def published(arguments: dict) -> torch.nn.Module:
+def published(arguments: dict, features: int = FEATURES) -> torch.nn.Module:
     torch.manual_seed(0)
-    network = fresh(arguments)
+    network = fresh(arguments, features)
     with torch.no_grad():
         for parameter in network.parameters():
             if not parameter.any():  # what starts at zero would leave nothing to compare
@@ -43,20 +44,22 @@ def published(arguments: dict) -> torch.nn.Module:
     return network
 
 
-def fresh(arguments: dict) -> torch.nn.Module:
+def fresh(arguments: dict, features: int) -> torch.nn.Module:
     if arguments["arch"] == "qna":
         return PublishedQnANet(
-            FEATURES, latent_dim=arguments["latent_dim"], num_layers=arguments["layers"],
+            features, latent_dim=arguments["latent_dim"], num_layers=arguments["layers"],
             head_dim=arguments["head_dim"], kernel_size=arguments["kernel_size"],
             diffusion_query=arguments["use_diffusion_query"],
         )  # fmt: skip
-    return PublishedUNet(FEATURES, num_channels=32, use_scale_shift_norm=arguments["use_scale_shift_norm"])
+    return PublishedUNet(features, num_channels=32, use_scale_shift_norm=arguments["use_scale_shift_norm"])
 
 
-def checkpoint(folder: Path, arguments: dict, **changed: object) -> Path:
+def checkpoint(folder: Path, arguments: dict, features: int = FEATURES, **changed: object) -> Path:
     """What the published code leaves: a bare state dict of Parameters, args.json, and the clip beside them."""
     folder.mkdir(exist_ok=True)
-    state = OrderedDict((name, torch.nn.Parameter(x)) for name, x in published(arguments).state_dict().items())
+    state = OrderedDict(
+        (name, torch.nn.Parameter(x)) for name, x in published(arguments, features).state_dict().items()
+    )
     for name, tensor in changed.items():
         if tensor is None:
             del state[name]
@@ -231,6 +234,95 @@ def test_an_imported_run_is_an_ordinary_one(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "run").sample(9, 1)[0], run.sample(9, 1)[0])
     assert torch.equal(sinmdm.load(tmp_path / "run").sample(9, 1)[0], run.sample(9, 1)[0])
     assert next(iter(run.stream(chunk=8, steps=2))).shape == (8, FEATURES)
+
+
+@pytest.fixture
+def humanml(tmp_path: Path) -> tuple[Path, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A checkpoint on HumanML3D with its normalised motion, Mean.npy and Std.npy; and the motion, mean and std."""
+    path = checkpoint(tmp_path / "save", QNA, 263)
+    features, _ = made_motion()
+    mean, std = statistics(features)
+    write_humanml(path.parent / "one.npy", features, normalised=True, mean=mean, std=std)
+    np.save(path.parent / "Mean.npy", mean.numpy())
+    np.save(path.parent / "Std.npy", std.numpy())
+    return path, features, mean, std
+
+
+def test_a_network_on_normalised_features_makes_raw_ones(humanml: tuple, tmp_path: Path) -> None:
+    path, features, mean, std = humanml
+    run = import_checkpoint(path, tmp_path / "run", features="normalised", mean=mean, std=std)
+    assert run.layout == HumanMLLayout()
+    assert run.fps == 20
+    x, t = torch.randn(2, 263, 1, 12), torch.tensor([0, 17])
+    with torch.no_grad():
+        expected, actual = published(QNA, 263).eval()(x, t), run.network(x, t)
+    assert float((actual - expected).norm() / expected.norm()) <= 2e-5
+    normalizer = Normalizer(mean, std)
+    assert ((run.motion - features).abs() <= 2 * torch.finfo(torch.float32).eps * (features.abs() + mean.abs())).all()
+    (known,), (made,) = run.features(20, 1), run.sample(20, 1)
+    assert torch.equal(made, normalizer.invert(known))
+    again = load(tmp_path / "run")
+    assert torch.equal(again.normalizer.mean, mean)
+    assert torch.equal(again.normalizer.std, std)
+
+
+def test_a_network_on_raw_features(humanml: tuple, tmp_path: Path) -> None:
+    path, features, _, _ = humanml
+    write_humanml(path.parent / "one.npy", features, normalised=False)
+    run = import_checkpoint(path, tmp_path / "run", features="raw")
+    assert torch.equal(run.motion, features)
+    (known,), (made,) = run.features(9, 1), run.sample(9, 1)
+    assert torch.equal(made, known)
+    exported = export_checkpoint(run, tmp_path / "export")
+    assert sorted(file.name for file in exported.parent.iterdir()) == ["args.json", exported.name, "motion.npy"]
+    assert torch.equal(read_motion(exported.parent / "motion.npy"), features)
+
+
+def test_humanml_out_and_in_again_is_the_same(humanml: tuple, tmp_path: Path) -> None:
+    path, _, mean, std = humanml
+    run = import_checkpoint(path, tmp_path / "run", features="normalised", mean=mean, std=std)
+    exported = export_checkpoint(run, tmp_path / "export")
+    before, after = (torch.load(p, weights_only=True) for p in (path, exported))
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    given = [f"--{name}={exported.parent / name.capitalize()}.npy" for name in ("mean", "std")]
+    assert main(["import", str(exported), "--out", str(tmp_path / "again"), "--features", "normalised", *given]) == 0
+    assert torch.equal(load(tmp_path / "again").sample(9, 1)[0], run.sample(9, 1)[0])
+
+
+def test_the_command_on_humanml(humanml: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, _, _, _ = humanml
+    motion = path.parent / "one.npy"
+    files = [f"--{name}={path.parent / name.capitalize()}.npy" for name in ("mean", "std")]
+
+    def command(*options: str) -> tuple[int, str]:
+        status = main(["import", str(path), "--out", str(tmp_path / "run"), "--motion", str(motion), *options])
+        return status, capsys.readouterr().err
+
+    for options, message in {
+        (): "must say whether it is raw or normalised, got None (--features)",
+        ("--features", "raw"): "said to be raw, but it has a foot contact of",
+        ("--features", "normalised"): "--features normalised needs --mean and --std",
+        ("--features", "normalised", files[0], f"--std={path.parent / 'Mean.npy'}"): "std finite and positive",
+        tuple(files): "--mean and --std are of --features normalised",
+    }.items():
+        status, error = command(*options)
+        assert status == 2
+        assert message in error
+        assert not (tmp_path / "run").exists()
+    assert command("--features", "normalised", *files)[0] == 0
+    out = tmp_path / "motions"
+    assert main(["sample", str(tmp_path / "run"), "--seconds", "1", "--out", str(out), "--steps", "2", "--quiet"]) == 0
+    results, sample = Results.read(out / "results.npz"), read_motion(out / "sample00.npy")
+    np.testing.assert_array_equal(results.positions[0], HumanMLLayout().placer()(sample).float().numpy())
+    assert results.positions.shape == (1, 20, 22, 3)
+
+
+def test_features_are_said_of_humanml_only(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "save", QNA)
+    with pytest.raises(RunError, match="features, mean and std are of a humanml checkpoint"):
+        import_checkpoint(path, tmp_path / "run", features="raw")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,15 @@ from torch import Tensor
 from sinmdm import metrics
 from sinmdm.evaluation import (
     DEFINITIONS,
+    MAIN,
     MIXAMO_JOINTS,
     baseline_rows,
+    evaluate_features,
     evaluate_rotations,
     evaluate_run,
+    format_definitions,
     format_table,
+    main_measures,
     rotation_features,
     select_joints,
     to_json,
@@ -144,16 +149,87 @@ class TestEvaluate:
         expected = {
             "coverage_strict": metrics.coverage(samples, clip, threshold=0.5),
             "coverage_published": metrics.coverage(samples, clip, threshold=1.0),
+            "coverage_area": metrics.coverage_area(samples, clip, limit=1.0),
             "clip_to_sample": torch.stack([nearest(clip, sample).mean() for sample in samples]),
             "sample_to_clip": torch.stack([nearest(sample, clip).mean() for sample in samples]),
             "global_diversity": metrics.global_diversity(samples, clip),
+            "local_diversity": metrics.local_diversity(samples, clip),
+            "inter_diversity": metrics.inter_diversity(samples),
+            "intra_diversity": metrics.intra_diversity(samples),
+            "intra_diversity_difference": metrics.intra_diversity_difference(samples, clip),
             "energy": metrics.energy(samples) / metrics.energy(clip),
+            "distribution": metrics.distribution_distance(samples, clip).mean(dim=1),
         }
+        shares = expected["coverage_strict"], (expected["global_diversity"] / 0.5).clamp(max=1), expected["energy"]
+        shares = (*shares[:2], torch.minimum(shares[2], 1 / shares[2]))
+        expected["harmonic_mean"] = 3 / sum(1 / share for share in shares)  # coverage 0 gives infinity, and so 0
         assert len(set(expected["coverage_strict"].tolist())) > 1
-        assert list(row["values"]) == list(expected) == list(DEFINITIONS)
+        assert row["values"].keys() == expected.keys()
+        assert row["values"].keys() < DEFINITIONS.keys()
+        assert list(row["values"]) == [key for key in DEFINITIONS if key in expected]
         for key, values in expected.items():
             assert row["values"][key]["mean"] == pytest.approx(values.mean().item(), rel=1e-12), key
             assert row["values"][key]["std"] == pytest.approx(values.std(correction=0).item(), rel=1e-9), key
+
+    def test_the_curve_of_coverage(self) -> None:
+        clip, samples = motions(1, 60, 6)[0], motions(2, 70, 6, seed=1)
+        samples[1, :35] = clip[20:55] + 0.03
+        (row,) = evaluate_rotations({"samples": samples}, clip, joints=6)
+        curve = row["coverage_curve"]
+        assert curve["thresholds"] == pytest.approx([0.05 * step for step in range(21)])  # the scale is 1/2
+        expected = metrics.coverage_curve(samples, clip, thresholds=curve["thresholds"]).mean(dim=0)
+        assert curve["values"] == pytest.approx(expected.tolist())
+        assert curve["values"][0] == 0 < curve["values"][10] == row["values"]["coverage_strict"]["mean"]
+        assert curve["values"][20] == row["values"]["coverage_published"]["mean"]
+
+    def test_distributions_by_joint(self) -> None:
+        clip = motions(1, 60, 2)[0]
+        moved = clip.clone()
+        moved[:, 8] += 0.6  # of the second joint's six features one is off by as much
+        (row,) = evaluate_rotations({"": [clip, moved]}, clip, joints=2)
+        assert row["distribution_parts"] == [
+            {"name": "joint 0", "mean": 0.0, "std": 0.0},
+            {"name": "joint 1", "mean": pytest.approx(0.05), "std": pytest.approx(0.05)},
+        ]
+        assert row["values"]["distribution"]["mean"] == pytest.approx(0.025)
+
+    def test_the_harmonic_mean_is_0_for_what_lacks_one_thing(self) -> None:
+        clip = motions(1, 60, 24)[0]
+        rows = evaluate_rotations({"": [clip], **baseline_rows(clip, 120, 1)}, clip)
+        values = {row["name"]: row["values"]["harmonic_mean"]["mean"] for row in rows}
+        assert (values[""], values["frozen mean pose"], values["first half twice"]) == (0, 0, 0)
+        assert 0 < values["clip + noise 0.05"] < 1
+
+    def test_a_sample_that_cannot_be_rebuilt_has_no_harmonic_mean(self) -> None:
+        clip = motions(1, 40, 2)[0]  # pieces have 30 to 40 frames: none make 45
+        (row,) = evaluate_rotations({"": motions(1, 45, 2)}, clip, joints=2)
+        assert row["values"]["global_diversity"]["mean"] == math.inf
+        assert math.isnan(row["values"]["harmonic_mean"]["mean"])
+
+    def test_inter_diversity_is_of_samples_of_one_length(self) -> None:
+        clip, pair, single = motions(1, 60, 2)[0], motions(2, 50, 2, seed=1), motions(1, 55, 2, seed=2)
+        alone, mixed = evaluate_rotations({"one": single, "three": [pair[0], single[0], pair[1]]}, clip, joints=2)
+        assert "inter_diversity" not in alone["values"]
+        expected = metrics.inter_diversity(pair)
+        assert mixed["values"]["inter_diversity"]["mean"] == pytest.approx(expected.mean().item())
+
+    def test_each_search_is_made_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        window_match, searches = metrics.window_match, []
+
+        def counted(source: Tensor, target: Tensor, *, window: int, rebuild: bool = False) -> Any:
+            searches.append((source.shape[-2], target.shape[-2], window, rebuild))
+            return window_match(source, target, window=window, rebuild=rebuild)
+
+        monkeypatch.setattr(metrics, "window_match", counted)
+        clip, done = motions(1, 60, 2)[0], []
+        evaluate_features({"a": motions(2, 50, 2)}, clip, 1.0, ["all"], lambda: done.append(1))
+        assert sorted(searches) == sorted(2 * [(60, 50, 30, False), (50, 60, 30, True), (50, 60, 15, False)])
+        assert len(done) == 2
+
+    def test_main_measures_are_the_means(self) -> None:
+        clip, samples = motions(1, 60, 6)[0], motions(2, 70, 6, seed=1)
+        (row,) = evaluate_rotations({"": samples}, clip, joints=6)
+        assert main_measures(samples, clip, 0.5) == {key: row["values"][key]["mean"] for key in MAIN}
 
     def test_published_thresholds_for_24_joints(self) -> None:
         clip = motions(1, 40, 24)[0]
@@ -179,6 +255,7 @@ class TestEvaluate:
         [
             (torch.zeros(1, 40, 12), torch.zeros(40, 12), 3, r"clip must be \(frames, 18\) for 3 joints.*\(40, 12\)"),
             (torch.zeros(1, 40, 12), torch.zeros(1, 40, 12), 2, "clip must be"),
+            (torch.zeros(1, 40, 12), torch.zeros(40), 2, "clip must be"),
             (torch.zeros(0, 40, 12), torch.zeros(40, 12), 2, "row 'mine' must have at least one sample, not 0"),
             (torch.zeros(1, 40, 6), torch.zeros(40, 12), 2, "row 'mine': .*same number of features"),
             (torch.zeros(1, 29, 12), torch.zeros(40, 12), 2, "row 'mine': samples must have at least 30 frames"),
@@ -236,26 +313,52 @@ class TestRun:
         rows, _ = evaluate_run(self.run(clip, "mixamo", "quat"), frames=35, n=2)
         assert rows[0]["frames"] == [35, 35]
 
+    def test_progress_goes_from_sampling_to_measuring(self, clip: Clip) -> None:
+        calls: list[tuple[str, int, int]] = []
+        evaluate_run(self.run(clip, "sinmdm", None), n=2, on_progress=lambda *call: calls.append(call))
+        sampling = [call for call in calls if call[0] == "sampling"]
+        assert calls == sampling + [("measuring", done, 7) for done in range(1, 8)]
+        assert sampling == [("sampling", done, 4) for done in range(1, 5)]
+
+    def test_a_sample_at_another_rate(self, clip: Clip) -> None:
+        slow = Clip(clip.skeleton, clip.values, 1 / 25)
+        with pytest.raises(ValueError, match="sample 1 has 25 frames a second where the run's clip has 30"):
+            evaluate_run(self.run(clip, "sinmdm", None), [clip, slow])
+        fast = Clip(clip.skeleton, clip.values.repeat(2, axis=0), 1 / 60)
+        rows, _ = evaluate_run(self.run(clip, "sinmdm", None), [fast])
+        assert rows[0]["values"]["coverage_area"] == {"mean": 1.0, "std": None}
+
 
 class TestPrintedForms:
-    def test_table_is_aligned(self) -> None:
+    def test_tables_are_aligned(self) -> None:
         clip = motions(1, 40, 6)[0]
         rows = evaluate_rotations({"my samples": motions(2, 40, 6, seed=1), "clip": clip[None]}, clip, joints=6)
         rows[0]["values"]["coverage_published"] = {"mean": 0.9768, "std": 0.0123}
-        heading, first, second = format_table(rows).splitlines()
-        assert heading.endswith(" energy")
-        assert "coverage < 0.5" in heading
-        assert "coverage < 1 " in heading
-        assert "clip to sample" in heading
-        assert first.startswith("my samples  ")
-        assert "97.7% ± 1.2%" in first
-        assert second.startswith("clip  ")
-        assert second.split() == ["clip", "100.0%", "100.0%", "0.00", "0.00", "0.00", "1.00"]
-        assert len(heading) == len(first) == len(second)
-        for name in ("coverage < 1", "global diversity", "energy"):
-            end = heading.index(name) + len(name)
-            assert [line[end - 1] != " " for line in (first, second)] == [True, True]
-            assert [line[end : end + 1].strip() for line in (heading, first, second)] == [""] * 3
+        first, second = (block.splitlines() for block in format_table(rows).split("\n\n"))
+        assert first[0].split() == ["coverage"] * 3 + ["clip", "to", "sample", "global", "local", "harmonic"]
+        assert " ".join(first[1].split()) == "< 0.5 < 1 area sample to clip diversity diversity mean"
+        assert first[2].startswith("my samples  ")
+        assert "97.7% ± 1.2%" in first[2]
+        assert first[3].split() == ["clip", *["100.0%"] * 3, *["0.00"] * 4, "0.000"]
+        assert second[0].split() == ["inter", "intra", "intra", "distri-"]
+        assert second[1].split() == ["diversity", "diversity", "difference", "energy", "bution"]
+        assert second[3].split()[:2] == ["clip", "-"]  # a single sample has no inter diversity
+        assert second[3].split()[4:] == ["1.00", "0.000"]
+        for block in (first, second):
+            assert len({len(line) for line in block}) == 1
+        end = first[1].index("< 1") + 3
+        assert [line[end - 1 : end + 2].strip()[:1] for line in first[2:]] == ["%", "%"]
+
+    @pytest.mark.parametrize("width", [60, 90, 120])
+    def test_lines_are_no_wider_than_asked_for(self, width: int) -> None:
+        clip = motions(1, 70, 56)[0]
+        rows = evaluate_rotations({"samples": motions(3, 90, 56, seed=1), "x" * 30: clip[None]}, clip, joints=56)
+        for row in rows:
+            row["values"]["foot_sliding"] = {"mean": math.nan, "std": None}
+        blocks = [block.splitlines() for block in format_table(rows, width).split("\n\n")]
+        assert all(len(line) <= width for block in blocks for line in block)
+        assert all([line[: len("samples")] for line in block[2:]] == ["samples", "x" * 7] for block in blocks)
+        assert sum(len(block[3].split()) - 1 for block in blocks) == len(rows[0]["values"])
 
     def test_json_holds_the_definitions_and_no_nan(self) -> None:
         clip = torch.ones(40, 12, dtype=torch.float64)  # a statue: the energy of any sample is infinite beside it
@@ -269,7 +372,15 @@ class TestPrintedForms:
         values = rows[0]["values"]
         assert document["rows"][0]["values"]["clip_to_sample"] == values["clip_to_sample"]
         assert document["rows"][0]["thresholds"]["coverage_published"] == 2 * math.sqrt(2 / 24)
-        assert format_table(rows).splitlines()[2].endswith(" -")
+        assert document["rows"][0]["coverage_curve"] == rows[0]["coverage_curve"]
+        assert document["rows"][0]["distribution_parts"] == rows[0]["distribution_parts"]
+        headings, lines = format_table(rows).split("\n\n")[1].splitlines()[1:3]
+        assert lines[headings.index("energy") :][: len("energy")].strip() == "-"
+
+    def test_definitions_name_every_measure(self) -> None:
+        lines = format_definitions().splitlines()
+        assert [line.split()[0] for line in lines if not line.startswith(" ")] == list(DEFINITIONS)
+        assert all(len(line) <= 120 for line in lines)
 
     def test_no_rows(self) -> None:
         with pytest.raises(ValueError, match="rows must hold at least one row"):

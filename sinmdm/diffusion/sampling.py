@@ -114,6 +114,8 @@ def sample(
     noise: Callable[[int], Tensor] | None = None,
     known: Tensor | None = None,
     mask: Tensor | None = None,
+    correct: Callable[[Tensor], Tensor] | None = None,
+    guide: Callable[[Tensor, int], None] | None = None,
     lengths: Tensor | None = None,
     piece: int | None = None,
     graph: bool | None = None,
@@ -146,11 +148,15 @@ def sample(
         seed: 0 .. 2^64 - 1; this or `noise` must be given.
         noise: callable of the step (a timestep, or 0xFFFFFFFF for x_T) that gives (B, features, frames) normals.
         known, mask: at every step x0 <- known * mask + x0 * (1 - mask); known of `shape`, mask in [0, 1] broadcasting.
+        correct: makes of the network's prediction (B, frames, features) of a step, which it may overwrite, the one that
+            the step goes on with, before known and mask. It sees all frames: the motion is then in one piece.
+        guide: called after each step with the new state (B, frames, features), which it may change in place, and the
+            timestep that the state is at; -1 for the clean one at the end.
         lengths: (B,) int, real frames, handed to the model.
         piece: frames of a piece; default 2048 where the network is local and the motion longer than twice that,
             otherwise all. Needs a local network where it is less than the motion.
         graph: on CUDA, False to launch every kernel by itself; otherwise network and step are one CUDA graph where
-            the noise is drawn from a seed and the motion is in one piece.
+            the noise is drawn from a seed, the motion is in one piece, and nothing corrects or guides.
         graphs: where captured graphs are kept for the next call of the same shape and seed.
         device: where to compute; default the CPU.
         first_sample: number of the batch's first sample.
@@ -176,12 +182,14 @@ def sample(
         clip=clip,
     )  # fmt: skip
     if piece is None:
-        local = getattr(model, "receptive_field", None) is not None
+        local = getattr(model, "receptive_field", None) is not None and correct is None
         piece = PIECE if local and frames > 2 * PIECE else max(frames, 1)
     if isinstance(piece, bool) or not isinstance(piece, int) or piece < 1:
         raise ValueError(f"piece must be an int >= 1, got {piece!r}")
     if piece < frames:
         check_model(model, f"pieces of {piece} frames")
+        if correct is not None:
+            raise ValueError(f"piece must be all of the {frames} frames with correct, got {piece}")
     if lengths is not None:
         _check_lengths(lengths, batch, frames)
     known, mask = _blend(known, mask, shape, device)
@@ -212,13 +220,16 @@ def sample(
         tensors |= {"known": known, "mask": mask}
     if lengths is not None:
         tensors["lengths"] = lengths.to(device)
-    loop = _Loop(model, plan, tensors, seed, piece)
-    if graph is not False and device.type == "cuda" and noise is None and piece >= frames:
+    loop = _Loop(model, plan, tensors, seed, piece, correct)
+    plain = correct is None and guide is None
+    if graph is not False and device.type == "cuda" and noise is None and piece >= frames and plain:
         result = replay(loop.captured_step, model, tensors, len(plan), loop.constants, graphs, on_step)
         if result is not None:
             return result.transpose(1, 2)
     for i in range(len(plan)):
         loop.step(i, given(plan.timesteps[i]) if plan.draws and i + 1 < len(plan) else None)
+        if guide is not None:
+            guide(x, plan.timesteps[i + 1] if i + 1 < len(plan) else -1)
         if on_step is not None:
             on_step(i + 1)
     return x.transpose(1, 2)
@@ -228,9 +239,11 @@ class _Loop:
     """One run: what its steps work on (see `sample`), and the steps."""
 
     def __init__(
-        self, model: Callable[..., Tensor], plan: Plan, tensors: dict[str, Tensor], seed: int | None, piece: int
-    ) -> None:
+        self, model: Callable[..., Tensor], plan: Plan, tensors: dict[str, Tensor], seed: int | None, piece: int,
+        correct: Callable[[Tensor], Tensor] | None,
+    ) -> None:  # fmt: skip
         self.model, self.plan, self.tensors, self.seed, self.piece = model, plan, tensors, seed, piece
+        self.correct = correct
 
     @property
     def constants(self) -> tuple[Any, ...]:
@@ -245,7 +258,10 @@ class _Loop:
         x, lengths = self.tensors["x"], self.tensors.get("lengths")
         frames = x.shape[1]
         if self.piece >= frames:
-            self._write(self.tensors, rows, 0, frames, call_model(self.model, x, rows["told"], lengths), fresh)
+            predicted = call_model(self.model, x, rows["told"], lengths)
+            if self.correct is not None:
+                predicted = self.correct(predicted)
+            self._write(self.tensors, rows, 0, frames, predicted, fresh)
             return
         field = check_model(self.model, f"pieces of {self.piece} frames")
         for begin, end, before, window in pieces(x, self.piece, field):

@@ -1,17 +1,17 @@
-"""Motion clips of any skeleton: files, features a network can learn, a built-in clip, pictures."""
+"""Motion clips of any skeleton: files, features a network can learn, a built-in clip."""
 
 from .bvh import BVHError
 from .bvh_general import GeneralLayout
 from .clip import Clip
 from .features import ArrayLayout, Layout, Motion, SkeletonLayout
 from .files import MotionWriter, read_motion, write_motion, writing_motion
+from .humanml import HumanMLLayout, read_humanml, read_statistics, write_humanml
 from .layouts import KINDS, layout_for, layout_from_dict, thinned_for
 from .mixamo import MixamoLayout
 from .normalizer import Normalizer
 from .published import REPRESENTATIONS
 from .results import RESULTS, Results, writing_results
 from .skeleton import Skeleton
-from .strip import draw_strip
 from .walker import walker
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "BVHError",
     "Clip",
     "GeneralLayout",
+    "HumanMLLayout",
     "Layout",
     "MixamoLayout",
     "Motion",
@@ -30,12 +31,14 @@ __all__ = [
     "Results",
     "Skeleton",
     "SkeletonLayout",
-    "draw_strip",
     "layout_for",
     "layout_from_dict",
+    "read_humanml",
     "read_motion",
+    "read_statistics",
     "thinned_for",
     "walker",
+    "write_humanml",
     "write_motion",
     "writing_motion",
     "writing_results",

@@ -75,6 +75,16 @@ class GeneralLayout(PublishedLayout):
         return channels[self._joints] if len(channels) else channels
 
     @property
+    def joint_features(self) -> tuple[Tensor, ...]:
+        """As `Layout.joint_features`; an End Site's belong to its joint."""
+        ends = [*self._joints[1:], len(self._rest)]
+        return tuple(self._places[row:end].flatten() for row, end in zip(self._joints, ends, strict=True))
+
+    @property
+    def place_features(self) -> Tensor:
+        return torch.tensor([0, 2])
+
+    @property
     def groups(self) -> tuple[Group, ...]:
         """The root's position, the other translations, rotations."""
         places = self._places

@@ -127,6 +127,42 @@ class Clip:
         step = max(1, math.ceil(self.fps / (1.02 * max_fps)))
         return Clip(self.skeleton, self.values[::step], self.frame_time * step)
 
+    def placed(self, x: float, z: float, heading: float = 0.0) -> Clip:
+        """The same motion elsewhere: the root begins over (x, z) of the ground, and all is turned by `heading`.
+
+        x, z: in the file's units. heading: degrees about the vertical axis through the start, from +z towards +x: root
+        position and root rotation turn, heights and all else stay. Angles run on without jumps; with heading 0 they
+        are those of this clip.
+        Raises: ValueError where a number is not finite, the root has no X and Z position channels, or its rotation
+        channels cannot hold a turn about y (they must be three, or begin with Y) and the heading is not 0.
+        """
+        if not np.isfinite([x, z, heading]).all():
+            raise ValueError(f"x, z and heading must be finite, got {x}, {z} and {heading}")
+        root, own = self.skeleton.names[0], self.skeleton.channels[0]
+        if not {"Xposition", "Zposition"} <= set(own):
+            raise ValueError(f"the root {root!r} has no X and Z position channels, so that its motion cannot be placed")
+        values = self.values.copy()
+        ground = [own.index("Xposition"), own.index("Zposition")]
+        way = values[:, ground] - values[:1, ground]
+        if heading:
+            turn = math.radians(heading)
+            way = way @ np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+            columns = [column for column, name in enumerate(own) if name.endswith("rotation")]
+            order = "".join(own[column][0] for column in columns)
+            if order.startswith("Y"):
+                values[:, columns[0]] += heading
+            elif len(order) == 3:
+                about_y = roma.euler_to_rotmat("Y", torch.tensor([heading], dtype=torch.float64), degrees=True)
+                rotations = roma.euler_to_rotmat(order, torch.from_numpy(values[:, columns]), degrees=True)
+                values[:, columns] = _Angles(order).append((about_y @ rotations)[:, None])[:, 0]
+            else:
+                raise ValueError(
+                    f"the root {root!r} has the rotation channels {order or 'none'!r}, which cannot hold a turn by "
+                    f"{heading:g} degrees about y: they must be three, or begin with Y"
+                )
+        values[:, ground] = way + np.array([x, z])
+        return Clip(self.skeleton, values, self.frame_time)
+
     @classmethod
     def from_motion(cls, skeleton: Skeleton, rotations: Tensor, translations: Tensor, frame_time: float) -> Clip:
         """Clip from local rotation matrices (frames, J, 3, 3) and translations (frames, J, 3).

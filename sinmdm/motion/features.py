@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, TypeAlias
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .clip import Clip, ClipChunks
+from .paths import Path, path_of
 from .rotations import from_6d, orthonormal_6d, to_6d
 from .skeleton import Skeleton
 
@@ -78,6 +79,32 @@ class Layout(ABC):
 
         Raises: ValueError where the motion does not fit the layout.
         """
+
+    @property
+    def joint_features(self) -> tuple[Tensor, ...]:
+        """For each joint of `hierarchy` (n,) int64, the features that are its own: rotation, translation, contact, and
+        of the root its way. Together they are all that a motion is decoded from, each once. Empty without joints."""
+        return ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """What the features hold by steps, each after what it depends on (a heading before the way over the ground,
+        which is last); empty where nothing is."""
+        return ()
+
+    @property
+    def place_features(self) -> Tensor | None:
+        """(2,) int64: the features that hold the root's x and z as places; None where `paths` or nothing holds them."""
+        return None
+
+    @property
+    def unit(self) -> float:
+        """Of the features' units of length in one of the motion file's."""
+        return 1.0
+
+    def starting(self, motion: Motion) -> Layout:
+        """The same features, decoded from where `motion`, one of this layout, begins."""
+        return self
 
     def decode(self, features: Tensor) -> Motion:
         """Features (frames, size), also noisy ones, to a motion. Raises: ValueError as a `decoder`."""
@@ -205,6 +232,26 @@ class SkeletonLayout(ClipLayout):
     @property
     def rotation_channels(self) -> Tensor:
         return torch.arange(self.groups[2].start, self.groups[2].stop).view(-1, 6)
+
+    @property
+    def joint_features(self) -> tuple[Tensor, ...]:
+        """As `Layout.joint_features`; the root has its velocity and height."""
+        velocity, height, _, translations, contacts = self.groups
+        own = [[*channels] for channels in self.rotation_channels.tolist()]
+        own[0] = [*range(velocity.start, height.stop), *own[0]]
+        for place, joint in enumerate(self.translated):
+            own[joint] += range(translations.start + 3 * place, translations.start + 3 * place + 3)
+        for place, joint in enumerate(self.contacts):
+            own[joint].append(contacts.start + place)
+        return tuple(torch.tensor(features) for features in own)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (path_of(torch.tensor([0, 1]), self.begin),)
+
+    def starting(self, motion: Motion) -> SkeletonLayout:
+        x, _, z = self._fitting(motion).slice(0, 1).translations()[0, 0].tolist()
+        return replace(self, begin=(x, z))
 
     @classmethod
     def thin(cls, motion: Motion, fps: float | None = 30.0) -> Motion:

@@ -28,7 +28,7 @@ def read_motion(path: str | os.PathLike[str]) -> Motion:
     if suffix == ".bvh":
         return Clip.read(path)
     if suffix == ".npy":
-        return _checked(path, _load_npy(path))
+        return _checked(path, load_npy(path))
     if suffix == ".pt":
         return _checked(path, _load_pt(path))
     raise ValueError(f"{path}: suffix is {suffix!r}, must be .bvh, .npy or .pt")
@@ -107,7 +107,11 @@ def _require_suffix(path: Path, wanted: str) -> None:
         raise ValueError(f"{path}: suffix is {path.suffix!r}, must be {wanted} for this motion")
 
 
-def _load_npy(path: Path) -> Tensor:
+def load_npy(path: Path) -> Tensor:
+    """An array of any shape from `.npy`, as float32, or float64 where it has more digits; nothing is unpickled.
+
+    Raises: ValueError naming the file where it is none; OSError where it cannot be opened.
+    """
     with open(path, "rb") as file:
         try:
             array = np.lib.format.read_array(file, allow_pickle=False)
@@ -118,6 +122,19 @@ def _load_npy(path: Path) -> Tensor:
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"{path}: the array has dtype {array.dtype}, must be floating point")
     return torch.from_numpy(array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32))
+
+
+def holds_objects(path: Path) -> bool:
+    """Whether a `.npy` file holds pickled Python objects. Raises: OSError where it cannot be opened."""
+    with open(path, "rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            return bool(read(file)[2].hasobject)
+        except OSError:
+            raise
+        except Exception:  # a damaged header can raise anything
+            return False
 
 
 def _load_pt(path: Path) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .clip import Clip, ClipChunks, rotation_groups
 from .features import Group, Motion, interpolate_steps, require_frames, travelling
+from .paths import Path, path_of
 from .published import PublishedLayout
 from .rigs import Rig, find_rig
 from .rotations import principal_angles, quaternions_of_angles
@@ -123,6 +124,29 @@ class MixamoLayout(PublishedLayout):
     def _rotations(self) -> Tensor:
         each = self._rotation.size
         return torch.arange(each * len(self.rig.joints)).view(-1, each)
+
+    @property
+    def joint_features(self) -> tuple[Tensor, ...]:
+        """As `Layout.joint_features`, in the skeleton's order; joints that the class lacks have none."""
+        own: list[list[int]] = [[] for _ in self.skeleton.names]
+        for joint, rotation in zip(self.joints, self._rotations.tolist(), strict=True):
+            own[joint] += rotation
+        each = self._rotation.size
+        for place, joint in enumerate(self.contacts):
+            own[joint] += range(self._labels.start + each * place, self._labels.start + each * (place + 1))
+        own[self.joints[0]] += range(self._root.start, self.size)
+        return tuple(torch.tensor(features, dtype=torch.int64) for features in own)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (path_of(torch.arange(self._root.start, self._root.stop, 2), self.begin),)
+
+    @property
+    def unit(self) -> float:
+        return self.scale
+
+    def starting(self, motion: Motion) -> MixamoLayout:
+        return replace(self, first=tuple(self._fitting(motion).values[0].tolist()))
 
     @property
     def groups(self) -> tuple[Group, ...]:

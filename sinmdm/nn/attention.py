@@ -91,18 +91,22 @@ class WindowAttention(nn.Module):
         self.register_parameter("rel_bias", nn.Parameter(torch.zeros(heads, columns, **made)) if rel_bias else None)
         self.out = Linear(d_model, d_model, bias=bias, **made)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None, *, boundary: str | None = None) -> Tensor:
         """x (B, T, d_model), lengths (B,) int real frames of padded sequences or None; to x's shape.
 
-        Padded frames give the output projection's bias.
+        `boundary` is for this call, "clip" or "circular" in a layer made with either: they share the bias. Padded
+        frames give the output projection's bias.
         """
+        boundary = self.boundary if boundary is None else boundary
+        if boundary != self.boundary and "shift" in (boundary, self.boundary):
+            raise ValueError(f"boundary must be clip or circular in a layer made with these, got {boundary!r}")
         if x.dim() != 3:
             raise ValueError(f"x must have shape (batch, frames, d_model), got {tuple(x.shape)}")
         heads = self.qkv(x).unflatten(-1, (self.heads + 2 * self.kv_heads, self.head_dim))
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], 2)
         attended = dialects.scaled_dot_product_window_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.rel_bias, window=self.window,
-            dropout_p=self.dropout if self.training else 0.0, enable_gqa=True, boundary=self.boundary, lengths=lengths,
+            dropout_p=self.dropout if self.training else 0.0, enable_gqa=True, boundary=boundary, lengths=lengths,
         )  # fmt: skip
         return self.out(attended.transpose(1, 2).flatten(2))
 

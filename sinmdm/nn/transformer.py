@@ -41,10 +41,10 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.bias)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, modulation: Tensor, lengths: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, lengths: Tensor | None, boundary: str | None = None) -> Tensor:
         """x (B, frames, d_model), modulation (B or 1, 6 d_model) made of the timestep by `self.modulation`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, -1)
-        h = self.attention(_modulated(x, shift1, scale1), lengths)
+        h = self.attention(_modulated(x, shift1, scale1), lengths, boundary=boundary)
         x = torch.addcmul(x, gate1[:, None], self.dropout(h))
         h = self._mlp(_modulated(x, shift2, scale2))
         return torch.addcmul(x, gate2[:, None], self.dropout(h))
@@ -67,6 +67,8 @@ class WindowTransformer(nn.Module):
 
     There are no absolute positions, so that it takes any number of frames and does the same everywhere.
 
+    circular: True: `forward` takes boundary="circular".
+
     Args:
         features: channels of the motion.
         d_model: width, even, a multiple of `heads`.
@@ -75,6 +77,8 @@ class WindowTransformer(nn.Module):
         mlp_ratio: width of the MLP over d_model.
         dropout: probability, on both branches of a block.
     """
+
+    circular = True
 
     def __init__(
         self,
@@ -119,9 +123,11 @@ class WindowTransformer(nn.Module):
         lengths: Tensor | None = None,
         *,
         conditions: Tensor | None = None,
+        boundary: str = "clip",
     ) -> Tensor:
         """x (B, features, frames), timesteps (B,) integers, lengths (B,) real frames; to x's shape.
 
+        `boundary` "circular" makes the first frame follow the last.
         `conditions`, (B or 1, layers, 6 d_model) of the method of that name, may be given instead of the timesteps.
         """
         if (timesteps is None) == (conditions is None):
@@ -131,5 +137,5 @@ class WindowTransformer(nn.Module):
         assert conditions is not None
         h = self.input(x.transpose(1, 2))
         for block, modulation in zip(self.blocks, conditions.unbind(1), strict=True):
-            h = block(h, modulation, lengths)
+            h = block(h, modulation, lengths, boundary)
         return self.output(F.layer_norm(h, h.shape[-1:])).transpose(1, 2)

@@ -94,7 +94,7 @@ def test_names(person_clip):
     [
         (False, "humanml", None, r"^layout is 'humanml', must be sinmdm or mixamo or bvh_general for a clip$"),
         (False, "array", None, "^layout is 'array', must be sinmdm"),
-        (True, "mixamo", None, r"^layout is 'mixamo', must be array for an array$"),
+        (True, "mixamo", None, r"^layout is 'mixamo', must be array or humanml for an array$"),
         (False, "mixamo", "9d", r"^representation is '9d', must be 6d or quat$"),
         (False, "bvh_general", "", r"^representation is '', must be 6d or quat$"),
         (False, "sinmdm", "quat", r"^representation is 'quat', but the layout 'sinmdm' has no choice of it$"),
@@ -121,7 +121,7 @@ def test_thinning_by_name():
         assert thinned_for(clip, kind, None) is clip
     assert len(thinned_for(clip, "sinmdm", 15)) == 15
     assert thinned_for(array) is array
-    with pytest.raises(ValueError, match="must be array for an array"):
+    with pytest.raises(ValueError, match="must be array or humanml for an array"):
         thinned_for(array, "sinmdm")
 
 

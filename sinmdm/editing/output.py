@@ -1,0 +1,55 @@
+"""The files of an edit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..motion import RESULTS, Clip, Results, write_motion
+from ..run import Run, write_text
+from .edit import Edit, decoded, features
+from .report import report
+
+REPORT = "edit.json"
+
+
+def write_edit(
+    folder: Path, run: Run, edit: Edit, n: int = 1, *, mode: str = "edit", seed: int = 0, **options: Any
+) -> list[dict[str, Any]]:
+    """Make `n` motions of an edit and write them to an existing folder.
+
+    Leaves sample00.bvh (.npy for a run on an array), ..., results.npz with their joint positions and which of them were
+    given, and edit.json: how well the given parts and places were kept, and how smooth the seams are.
+
+    Args:
+        mode: what kind of edit it is, for edit.json.
+        seed, options: as `apply`.
+
+    Returns:
+        What edit.json says of each motion.
+
+    Raises:
+        ValueError: an argument that is not as above. OSError: a file cannot be written.
+    """
+    suffix = ".bvh" if isinstance(run.motion, Clip) else ".npy"
+    digits = max(2, len(str(n - 1)))
+    reports, places = [], []
+    for index, x in enumerate(features(run, edit, n, seed=seed, **options)):
+        motion = decoded(edit, x)
+        file = folder / f"sample{index:0{digits}d}{suffix}"
+        write_motion(file, motion)
+        reports.append({"file": file.name, **report(edit, x, motion, run.motion)})
+        if edit.layout.hierarchy is not None:
+            places.append(edit.layout.placer()(motion).numpy().astype(np.float32))
+    if edit.layout.hierarchy is not None and edit.layout.frame_time is not None:
+        given = np.broadcast_to(edit.given, (n, *edit.given.shape))
+        Results(
+            np.stack(places), np.full(n, len(edit)), *edit.layout.hierarchy, edit.layout.frame_time,
+            tuple(Path(each["file"]).stem for each in reports), given,
+        ).write(folder / RESULTS)  # fmt: skip
+    said = {"mode": mode, "seed": seed, "frames": len(edit), "seams": list(edit.seams), "motions": reports}
+    write_text(folder / REPORT, json.dumps(said, indent=2) + "\n")
+    return reports
