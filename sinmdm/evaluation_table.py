@@ -181,7 +181,7 @@ def to_json(rows: Sequence[Row], clip: Tensor) -> dict[str, Any]:
         "clip": {"frames": len(clip), "energy": energy(clip).item()},
         "rows": list(rows),
     }
-    return _finite(document)
+    return finite(document)
 
 
 def _aligned(heading: Sequence[str], cells: Sequence[str], align: Any) -> list[str]:
@@ -198,10 +198,10 @@ def _cell(value: Spread | None, digits: str) -> str:
     return f"{mean} ± {std:{digits}}" if math.isfinite(std) else f"{mean} ± -"
 
 
-def _finite(document: Any) -> Any:
+def finite(document: Any) -> Any:
     """The document with None for every number that is not finite."""
     if isinstance(document, dict):
-        return {key: _finite(value) for key, value in document.items()}
+        return {key: finite(value) for key, value in document.items()}
     if isinstance(document, list):
-        return [_finite(value) for value in document]
+        return [finite(value) for value in document]
     return None if isinstance(document, float) and not math.isfinite(document) else document

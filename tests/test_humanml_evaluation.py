@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from humanml_motion import made_motion, statistics
 from torch import Tensor
 
+from sinmdm.cli import main
 from sinmdm.humanml_evaluation import (
     DEFINITIONS,
     Evaluator,
@@ -24,6 +26,7 @@ from sinmdm.humanml_evaluation import (
 )
 from sinmdm.motion import Normalizer
 from sinmdm.presets import Preset
+from sinmdm.run import load
 from sinmdm.training import train
 
 # Keys and shapes of text-to-motion's finest.tar (Guo et al. 2022, its networks/modules.py).
@@ -380,3 +383,29 @@ def test_rows_of_a_run(evaluator: Evaluator, tmp_path: Path) -> None:
     array = train(CLIP, tmp_path / "array", preset=TINY, progress=False)
     with pytest.raises(ValueError, match="measures are of HumanML3D features, and the run's are 'array'"):
         humanml_rows(array, {"samples": samples}, evaluator)
+
+
+def test_the_command_prints_them_beside_the_table(
+    finest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mean, std = statistics(CLIP)
+    for name, array in (("clip", CLIP), ("Mean", mean), ("Std", std)):
+        np.save(tmp_path / f"{name}.npy", array.float().numpy())
+    run, out = tmp_path / "run", tmp_path / "table.json"
+    said = ["--layout", "humanml", "--features", "raw", "--steps", "2", "--quiet", "--no-pictures"]
+    assert main(["train", str(tmp_path / "clip.npy"), "--out", str(run), *said]) == 0
+    with_weights = ["evaluate", str(run), "--evaluator", str(finest), "--quiet", "-n", "2", "--frames", "40"]
+    capsys.readouterr()
+    assert main([*with_weights, "--mean", str(tmp_path / "Mean.npy")]) == 2
+    assert "all three, or none" in capsys.readouterr().err
+    statistics_files = ["--mean", str(tmp_path / "Mean.npy"), "--std", str(tmp_path / "Std.npy")]
+    assert main([*with_weights, *statistics_files, "--json", str(out)]) == 0
+    printed, document = capsys.readouterr().out, json.loads(out.read_text())
+    measured = document["humanml"]["rows"]["samples"]
+    assert set(measured) == set(document["humanml"]["definitions"])
+    for key, value in measured.items():
+        assert f"{key}: {value:.4g}" in printed
+    samples = torch.stack([sample for sample in load(run).sample(40, 2, seed=0)])
+    assert measured == pytest.approx(
+        humanml_measures(samples, CLIP.float(), load_evaluator(finest, mean, std)), rel=1e-4
+    )
