@@ -7,6 +7,7 @@ against global diversity, with the frontier drawn in, the variants that no other
 """
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -15,13 +16,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from sinmdm.evaluation import evaluate_rotations, rotation_features
+from sinmdm.motion import Clip
 from sinmdm.presets import PRESETS, Preset
+from sinmdm.run import load
 from sinmdm.training import train
 
-STEPS = 4000
-BASE = PRESETS["small"]
+from . import provenance
+from .__main__ import RESULTS
+from .report import write_json
+
+BASE = replace(PRESETS["small"], steps=4000)
+CHOSEN = "window 8"
+SAMPLES = 4
+MEASURED = "measured.json"
+COLUMNS = {
+    "coverage_strict": "coverage at 1.0",
+    "coverage_area": "coverage area",
+    "clip_to_sample": "clip to sample",
+    "sample_to_clip": "sample to clip",
+    "global_diversity": "global diversity",
+    "local_diversity": "local diversity",
+    "inter_diversity": "inter",
+    "intra_difference": "intra difference",
+    "energy": "energy",
+}
 
 
 def variants() -> dict[str, Preset]:
@@ -76,20 +95,115 @@ def train_all(clips: list[Path], chosen: Mapping[str, Preset], runs: Path) -> No
             print(f"{clip.stem}, {name}: trained in {time.perf_counter() - began:.0f} s", flush=True)
 
 
+def measured(run_folder: Path) -> dict[str, Any]:
+    """What a run's samples are like: four of twice the clip's length, as `sinmdm evaluate` makes and measures them."""
+    run = load(run_folder)
+    assert isinstance(run.motion, Clip)
+    clip = rotation_features(run.motion)
+    samples = run.sample(2 * len(run.motion), SAMPLES, seed=0)
+    rotations = [rotation_features(sample) for sample in samples if isinstance(sample, Clip)]
+    (row,) = evaluate_rotations({"samples": rotations}, clip, joints=clip.shape[1] // 6)
+    settings = run.preset.to_dict()
+    field = run.network.receptive_field
+    return {"receptive_field": 2 * int(field) + 1, "settings": settings, "values": row["values"]}
+
+
+def frontier_of(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names of those that no other beats at both numbers, by the first, falling."""
+    ordered = sorted(points, key=lambda name: points[name], reverse=True)
+    best, kept = float("-inf"), []
+    for name in ordered:
+        if points[name][1] > best:
+            best = points[name][1]
+            kept.append(name)
+    return kept
+
+
+def pair(result: dict[str, Any]) -> tuple[float, float]:
+    """Coverage at the strict threshold, and global diversity."""
+    return result["values"]["coverage_strict"]["mean"], result["values"]["global_diversity"]["mean"]
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The results as Markdown, a line a variant; in bold those on the frontier."""
+    lines = []
+    for clip, found in results.items():
+        on = frontier_of({name: pair(result) for name, result in found.items()})
+        lines += [f"**{clip}**", "", "| variant | sees frames | " + " | ".join(COLUMNS.values()) + " |"]
+        lines.append("|---" * (2 + len(COLUMNS)) + "|")
+        for name, result in found.items():
+            cells = []
+            for key in COLUMNS:
+                value = result["values"].get(key)
+                spread = "" if value is None or value["std"] is None else f" ± {value['std']:.2f}"
+                cells.append("-" if value is None else f"{value['mean']:.2f}{spread}")
+            shown = f"**{name}**" if name in on else name
+            lines.append(f"| {shown} | {result['receptive_field']} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Coverage against global diversity, a panel a clip; the frontier is a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(results), figsize=(6.2 * len(results), 5.4), layout="constrained", squeeze=False
+    )
+    for axis, (clip, found) in zip(axes[0], results.items(), strict=True):
+        points = {name: pair(result) for name, result in found.items()}
+        on = frontier_of(points)
+        axis.plot([points[name][1] for name in on], [points[name][0] for name in on], color="#c4512d", zorder=1)
+        for name, (coverage, diversity) in points.items():
+            chosen = name == CHOSEN
+            colour = "#c4512d" if name in on else "#24476b"
+            axis.scatter(
+                diversity, coverage, color=colour, s=70 if chosen else 22, marker="*" if chosen else "o", zorder=2
+            )
+            axis.annotate(name, (diversity, coverage), (4, 3), textcoords="offset points", fontsize=7, color=colour)
+        axis.set(title=clip, xlabel="global diversity (0: a copy)", ylabel="coverage at the strict threshold")
+        axis.grid(alpha=0.25)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Train, measure, write and draw."""
     parser = argparse.ArgumentParser(prog="python -m bench.frontier", description=__doc__.split("\n")[0])
     parser.add_argument("clips", type=Path, nargs="+", metavar="CLIP")
     parser.add_argument(
-        "--runs", type=Path, required=True, help="folder to keep the runs in; those there are not trained again"
+        "--runs", type=Path, required=True, help="folder of the runs; those there are not trained again"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these variants")
+    parser.add_argument("--present", action="store_true", help="train nothing: measure the runs that are there")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
     chosen = {name: preset for name, preset in variants().items() if not arguments.only or name in arguments.only}
-    train_all(arguments.clips, chosen, arguments.runs)
+    if not arguments.present:
+        train_all(arguments.clips, chosen, arguments.runs)
+    results: dict[str, dict[str, Any]] = {}
+    for clip in arguments.clips:
+        for name in chosen:
+            folder = folder_of(arguments.runs, clip, name)
+            if not folder.is_dir():
+                continue
+            known = folder / MEASURED
+            if not known.is_file():
+                write_json(known, measured(folder))
+            results.setdefault(clip.stem, {})[name] = json.loads(known.read_text())
+            coverage, diversity = pair(results[clip.stem][name])
+            print(f"{clip.stem}, {name}: coverage {coverage:.1%}, global diversity {diversity:.2f}", flush=True)
+    write_json(
+        arguments.output / "frontier.json",
+        {"provenance": provenance.collect("cpu"), "samples": SAMPLES, "clips": results},
+    )
+    draw(results, arguments.output / "frontier.png")
+    print(table(results))
     return 0
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     sys.exit(main())

@@ -231,6 +231,61 @@ def norm_case(
     )
 
 
+# window_match
+
+
+def _match_inputs(case: Case, generator: torch.Generator) -> Inputs:
+    L, N, F = (case.shape[name] for name in "LNF")
+    walks = {name: torch.randn(frames, F, generator=generator) for name, frames in (("source", L), ("target", N))}
+    return {name: (walk.cumsum(0) / 4).to(case.torch_dtype) for name, walk in walks.items()}
+
+
+def _match(backend: str) -> Build:
+    def build(case: Case, inputs: Inputs) -> Function:
+        def run(inputs: Inputs) -> Tensor:
+            return ops.window_match(inputs["source"], inputs["target"], window=case.shape["w"], backend=backend)
+
+        return run
+
+    return build
+
+
+def _match_at_once(case: Case, inputs: Inputs) -> Function:
+    """All distances by torch.cdist as it comes, all windows summed along their diagonals."""
+    windows, starts = (case.shape[name] - case.shape["w"] + 1 for name in "LN")
+
+    def run(inputs: Inputs) -> Tensor:
+        distances, width = torch.cdist(inputs["source"], inputs["target"]), case.shape["N"]
+        diagonals = distances.as_strided((windows, starts, case.shape["w"]), (width, 1, width + 1))
+        return diagonals.mean(dim=2).amin(dim=1)[None]
+
+    return run
+
+
+WINDOW_MATCH = Op(
+    "window_match",
+    inputs=_match_inputs,
+    exact=_match("reference"),
+    ours=lambda backend: _ours(backend, _match(backend)),
+)
+
+
+def match_case(L: int, N: int, w: int = 30, *, F: int = 144, quick: bool = False) -> Case:
+    """A case of window_match: the windows of a clip of 24 joints in a sample. Source and target read; a subtraction and
+    a multiply-add for each feature of a pair of frames, and three operations for its root, window sum and minimum."""
+    return Case(
+        f"window_match-L{L}-N{N}-w{w}-f32",
+        WINDOW_MATCH,
+        {"L": L, "N": N, "F": F, "w": w},
+        "float32",
+        (Variant("cdist, all at once", _match_at_once),),
+        bytes_moved=4 * ((L + N) * F + L - w + 1),
+        operations=3 * L * N * (F + 1),
+        devices=("cpu",),
+        quick=quick,
+    )
+
+
 # q_sample, denoise_step, philox_normal: states (B, T, C)
 
 
@@ -452,6 +507,7 @@ CASES: tuple[Case, ...] = (
         for dtype in ("float32", "bfloat16")
         for backward in (False, True)
     ),
+    match_case(648, 1296),
     *(state_case(op, 64, 1024) for op in _STATE_OPS if op != "philox_normal"),
     state_case("denoise_step", 1, 200, quick=True),  # one sample: a matter of microseconds
     state_case("philox_normal", 64, 1024),

@@ -16,6 +16,7 @@ from .q_sample import q_sample
 from .qna_attention import qna_attention
 from .schedule import Schedule
 from .window_attention import window_attention
+from .window_match import window_match
 
 __all__ = [
     "BackendError",
@@ -31,4 +32,5 @@ __all__ = [
     "q_sample",
     "qna_attention",
     "window_attention",
+    "window_match",
 ]

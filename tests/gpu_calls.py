@@ -19,6 +19,7 @@ from sinmdm.kernels import (
     q_sample,
     qna_attention,
     window_attention,
+    window_match,
 )
 
 KERNELS = ("triton", "cuda")  # the backends that a GPU alone has
@@ -132,6 +133,18 @@ def norm_call(name: str, frames: int, channels: int, groups: int | None = None, 
     return Call(f"norm_affine {name}", "norm_affine", make, run, ("x", "gain", "offset"), FLOATS)
 
 
+def match_call(name: str, frames: int, target_frames: int, window: int) -> Call:
+    """Of no kernel of a GPU's: the reference serves."""
+
+    def make(dtype: torch.dtype) -> Inputs:
+        return {"source": torch.randn(2, frames, 9), "target": torch.randn(target_frames, 9)}
+
+    def run(inputs: Inputs, backend: str) -> tuple[Tensor, ...]:
+        return window_match(inputs["source"], inputs["target"], window=window, rebuild=True, backend=backend)
+
+    return Call(f"window_match {name}", "window_match", make, run)
+
+
 def state_call(
     name: str, op: str, run: Callable[[Inputs, str], tuple[Tensor, ...]], *states: str,
     sizes: tuple[int, int, int] = (3, 37, 29),
@@ -220,6 +233,7 @@ CALLS = (
     qna_call("circular", 70, (3, 3), boundary="circular", lengths=True),
     norm_call("layer", 70, 48),
     norm_call("groups", 70, 48, groups=8, rows=1),
+    match_call("rebuilding", 40, 30, 6),
     state_call("drawn", "q_sample", _noised, "x0"),
     state_call("given", "q_sample", _noised_with, "x0", "noise"),
     state_call("ancestral, in place", "denoise_step", _ancestral, "x_t", "model_output"),

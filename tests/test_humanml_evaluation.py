@@ -405,7 +405,6 @@ def test_the_command_prints_them_beside_the_table(
     assert set(measured) == set(document["humanml"]["definitions"])
     for key, value in measured.items():
         assert f"{key}: {value:.4g}" in printed
-    samples = torch.stack([sample for sample in load(run).sample(40, 2, seed=0)])
-    assert measured == pytest.approx(
-        humanml_measures(samples, CLIP.float(), load_evaluator(finest, mean, std)), rel=1e-4
-    )
+    samples = torch.stack(list(load(run).sample(40, 2, seed=0)))
+    expected = humanml_measures(samples, CLIP.float(), load_evaluator(finest, mean, std))
+    assert measured == pytest.approx(expected, rel=1e-4)

@@ -3,7 +3,8 @@
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +12,23 @@ import torch
 from torch import Tensor
 
 from sinmdm import metrics
+from sinmdm.kernels import window_match
 from sinmdm.metrics import (
     coverage,
+    coverage_area,
+    coverage_curve,
+    distribution_distance,
     energy,
+    foot_sliding,
     global_diversity,
+    harmonic_mean,
     inter_diversity,
     intra_diversity,
     intra_diversity_difference,
     local_diversity,
     nearest_window_distance,
+    normalized,
+    window_distances,
 )
 
 # Frames of sample and clip, window: several pieces, nothing to choose, one frame pieces, either motion the longer.
@@ -95,17 +104,146 @@ class TestDefinitions:
         expected = [rebuilding_by_definition(sample, clip, window) for sample in samples]
         assert_near(global_diversity(samples, clip, min_window=window), expected, dtype)
 
-    def test_blocks_change_nothing(
-        self, frames: int, clip_frames: int, window: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_coverage_curve_and_area(self, frames: int, clip_frames: int, window: int, dtype: torch.dtype) -> None:
         samples, clip = motions(frames, clip_frames, dtype)
-        whole = [
-            nearest_window_distance(samples[0], clip, window=window),
-            global_diversity(samples, clip, min_window=window),
-        ]
-        monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 1)  # blocks of `window` rows, the fewest there are
-        torch.testing.assert_close(nearest_window_distance(samples[0], clip, window=window), whole[0])
-        torch.testing.assert_close(global_diversity(samples, clip, min_window=window), whole[1])
+        nearest = [nearest_by_definition(clip, sample, window)[:-1] for sample in samples]
+        limit = float(np.median(nearest)) * 1.001  # beside, not on, one of the values
+        thresholds = [2 * limit, 0.0, limit]
+        curve = coverage_curve(samples, clip, window=window, thresholds=thresholds)
+        assert curve.shape == (3, 3)
+        for column, threshold in zip(curve.T, thresholds, strict=True):
+            assert_near(column, [float(np.mean([x < threshold for x in values])) for values in nearest], dtype)
+        # Below the curve, between one of its steps and the next.
+        areas = []
+        for values in nearest:
+            steps = [0.0, *sorted(x for x in values if x < limit), limit]
+            shares = [i / len(values) for i in range(len(steps) - 1)]
+            areas.append(sum(share * (b - a) for share, a, b in zip(shares, steps, steps[1:], strict=False)) / limit)
+        area = coverage_area(samples, clip, window=window, limit=limit)
+        assert area.dtype == dtype
+        # 1 - d / limit cancels: its error is in units of 1, not of itself.
+        band = 64 * torch.finfo(dtype).eps
+        torch.testing.assert_close(area.double(), torch.tensor(areas, dtype=torch.float64), rtol=0, atol=band)
+
+    def test_window_distances(self, frames: int, clip_frames: int, window: int, dtype: torch.dtype) -> None:
+        """Each method is the function of its name, to the bit, for one search each way."""
+        samples, clip = motions(frames, clip_frames, dtype)
+        found = window_distances(samples, clip, window=window)
+        for i, sample in enumerate(samples):
+            assert torch.equal(found.clip_to_samples[i], nearest_window_distance(clip, sample, window=window))
+            assert torch.equal(found.samples_to_clip[i], nearest_window_distance(sample, clip, window=window))
+        same = found.global_diversity.nan_to_num(posinf=-1)
+        assert torch.equal(same, global_diversity(samples, clip, min_window=window).nan_to_num(posinf=-1))
+        limit = float(found.clip_to_samples.median())
+        assert torch.equal(found.coverage(limit), coverage(samples, clip, window=window, threshold=limit))
+        curve = coverage_curve(samples, clip, window=window, thresholds=[limit, 2 * limit])
+        assert torch.equal(found.coverage_curve([limit, 2 * limit]), curve)
+        assert torch.equal(found.coverage_area(limit), coverage_area(samples, clip, window=window, limit=limit))
+
+
+@pytest.mark.parametrize("search", [1, 3])
+def test_one_search_each_way_serves_all(search: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(source: Tensor, target: Tensor, **options: Any) -> Any:
+        calls.append((len(source), len(target)))
+        return window_match(source, target, **options)
+
+    monkeypatch.setattr(metrics, "window_match", counted)
+    samples, clip = motions(20, 15, n=search)
+    found = window_distances(samples, clip, window=4)
+    found.coverage(), found.coverage_curve([1.0, 2.0]), found.coverage_area()
+    assert sorted(calls) == sorted([(search, 15), (15, search)])
+
+
+def wasserstein_by_definition(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two sets of numbers: each repeated until both are as many, matched in order."""
+    count = math.lcm(len(a), len(b))
+    repeated = (np.repeat(np.sort(x), count // len(x)) for x in (a, b))
+    return float(np.mean(np.abs(np.subtract(*repeated))))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("frames", "clip_frames"), [(23, 17), (12, 8), (8, 12), (7, 7), (1, 9), (1, 1)])
+def test_distribution_distance(frames: int, clip_frames: int, dtype: torch.dtype) -> None:
+    samples, clip = motions(frames, clip_frames, dtype)
+    distance = distribution_distance(samples, clip)
+    assert distance.shape == (3, 6)
+    for i, sample in enumerate(samples.double().numpy()):
+        expected = [wasserstein_by_definition(a, b) for a, b in zip(sample.T, clip.double().numpy().T, strict=True)]
+        # Differences of numbers up to about 10 may cancel: the error is in units of those.
+        band = 8 * torch.finfo(dtype).eps * float(max(samples.abs().max(), clip.abs().max()))
+        torch.testing.assert_close(
+            distance[i].double(),
+            torch.tensor(expected, dtype=torch.float64),
+            rtol=64 * torch.finfo(dtype).eps,
+            atol=band,
+        )
+
+
+def test_distribution_distance_sees_values_and_not_their_order() -> None:
+    samples, clip = motions(8, 12)
+    shuffled = clip[torch.randperm(12)]
+    assert not distribution_distance(torch.stack([clip, shuffled]), clip).any()
+    assert not distribution_distance(clip.repeat(1, 3, 1), clip).any()
+    shifted = distribution_distance(shuffled[None] + torch.arange(6.0), clip)
+    torch.testing.assert_close(shifted[0], torch.arange(6, dtype=torch.float64))
+    samples[1, 3, 2] = math.nan
+    isnan = distribution_distance(samples, clip).isnan()
+    assert isnan.nonzero().tolist() == [[1, 2]]
+
+
+def test_harmonic_mean() -> None:
+    one, other = torch.tensor([0.5, 1.0, 0.0, -1.0, math.nan]), torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0])
+    torch.testing.assert_close(
+        harmonic_mean(one, other), torch.tensor([2 / 3, 1.0, 0.0, 0.0, math.nan]), equal_nan=True
+    )
+    third = harmonic_mean(torch.tensor(0.2), torch.tensor([0.4, 0.8]), torch.tensor(0.8))
+    torch.testing.assert_close(third, torch.tensor([3 / (5 + 2.5 + 1.25), 3 / (5 + 1.25 + 1.25)]))
+    assert (
+        harmonic_mean(other, torch.tensor([0.3] * 5)).tolist() == harmonic_mean(torch.tensor([0.3] * 5), other).tolist()
+    )
+
+
+def test_scores_are_normalized_as_published() -> None:
+    """The harmonic mean of the published benchmark: 3 / (1/sifid + 1/inter + 1/intra), each by its norm."""
+    sifid, inter, intra = torch.tensor([2.0]), torch.tensor([1.5]), torch.tensor([0.25])
+    norms = {"sifid": 8.0, "inter": 2.0, "intra": 1.0}
+    mean = harmonic_mean(
+        normalized(sifid, norms["sifid"], lower_is_better=True),
+        normalized(inter, norms["inter"]),
+        normalized(intra, norms["intra"], lower_is_better=True),
+    )
+    assert mean.item() == pytest.approx(3 / (8 / (8 - 2) + 2 / 1.5 + 1 / (1 - 0.25)))
+    assert normalized(torch.tensor(9.0), 8.0, lower_is_better=True).item() < 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_foot_sliding(dtype: torch.dtype) -> None:
+    positions = 3 * motions(12, 1, dtype)[0].unflatten(2, (2, 3))[0]
+    contacts = torch.tensor([[0, 1, 1, 1, 0, 0, 1, 0, 1, 1, 0.6, 0.5], [1, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0]]).T
+    speeds = []
+    p = positions.double().tolist()
+    for t in range(1, 12):
+        for joint in range(2):
+            if min(contacts[t, joint], contacts[t - 1, joint]) > 0.5:
+                before, now = p[t - 1][joint], p[t][joint]
+                speeds.append(math.hypot(now[0] - before[0], now[2] - before[2]) / 0.04)
+    assert len(speeds) == 2 + 2 + 4  # joint 0: frames 2, 3, 9, 10; joint 1: 1, 6, 7, 8
+    value = foot_sliding(positions, contacts, 0.04)
+    assert value.dtype == dtype
+    assert value.item() == pytest.approx(np.mean(speeds), rel=64 * torch.finfo(dtype).eps * 20)
+
+
+def test_foot_sliding_where_there_is_none() -> None:
+    positions = torch.zeros(5, 2, 3)
+    positions[:, 0, 1] = torch.arange(5.0)  # up, which is not sliding
+    positions[:, 1, 0] = torch.arange(5.0)  # sliding, but never in contact at two frames
+    contacts = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    assert foot_sliding(positions, contacts, 0.1).item() == 0
+    assert foot_sliding(positions, contacts[:, :1].expand(-1, 2), 0.1).item() == pytest.approx(5)
+    assert foot_sliding(positions, torch.zeros(5, 2), 0.1).isnan()
+    assert foot_sliding(positions[:1], contacts[:1], 0.1).isnan()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -153,6 +291,8 @@ def test_random_windows_start_anywhere_but_at_the_published_ends() -> None:
 def test_defaults_are_the_published_ones() -> None:
     for metric, published in (
         (coverage, {"window": 30, "threshold": 2.0}),
+        (coverage_curve, {"window": 30, "thresholds": inspect.Parameter.empty}),
+        (coverage_area, {"window": 30, "limit": 2.0}),
         (global_diversity, {"min_window": 30}),
         (local_diversity, {"window": 15}),
         (intra_diversity, {"window": 15, "seed": 10}),
@@ -224,6 +364,7 @@ def test_nan_is_never_covered_and_shows() -> None:
     samples[1, 7, 2] = math.nan
     covered = coverage(samples, clip, window=4, threshold=1e9)
     assert covered.tolist() == [1.0, 0.0, 1.0]
+    assert coverage_area(samples, clip, window=4)[1] == 0
     for metric in (local_diversity(samples, clip, window=4), global_diversity(samples, clip, min_window=4)):
         assert metric.isnan().tolist() == [False, True, False]
 
@@ -248,33 +389,21 @@ def test_views_measure_as_their_copies() -> None:
     assert torch.equal(intra_diversity(view, window=4), intra_diversity(samples, window=4))
 
 
-def test_long_samples_take_linear_time_and_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The dense table of group costs would be 8.8 GB here; the distances of one sample are 3.4 MB."""
+def test_long_samples_take_linear_time() -> None:
+    """The dense table of group costs would be 8.8 GB here, and take minutes."""
     samples, clip = motions(1300, 650, torch.float32, n=1)
-    largest = 0
-    window_sums = metrics._window_sums
-
-    def watched(source: Tensor, target: Tensor, window: int) -> Iterator[tuple[Tensor, Tensor]]:
-        nonlocal largest
-        for sums, distances in window_sums(source, target, window):
-            largest = max(largest, distances.numel() + sums.numel())
-            yield sums, distances
-
-    monkeypatch.setattr(metrics, "_window_sums", watched)
     start = time.perf_counter()
     global_diversity(samples, clip)
     coverage(samples, clip)
     assert time.perf_counter() - start < 2
-    monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 1 << 16)
-    largest = 0
-    global_diversity(samples, clip)
-    assert 0 < largest <= 2 * (1 << 16) + 29 * 650
 
 
-GOOD = {"samples": torch.zeros(2, 40, 3), "clip": torch.zeros(40, 3)}
+GOOD: dict[str, Any] = {"samples": torch.zeros(2, 40, 3), "clip": torch.zeros(40, 3)}
 
 
-@pytest.mark.parametrize("metric", [coverage, global_diversity, local_diversity, intra_diversity_difference])
+@pytest.mark.parametrize(
+    "metric", [coverage, coverage_area, global_diversity, local_diversity, intra_diversity_difference, window_distances]
+)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -298,6 +427,7 @@ def test_errors(metric: Callable[..., Tensor], change: dict[str, Tensor], messag
     ("metric", "window", "sample_frames", "clip_frames"),
     [
         (coverage, "window", 7, 8),
+        (coverage_area, "window", 7, 8),
         (global_diversity, "min_window", 7, 7),
         (local_diversity, "window", 8, 7),
         (intra_diversity_difference, "window", 8, 9),
@@ -329,3 +459,27 @@ def test_errors_of_single_motions() -> None:
         intra_diversity(torch.zeros(2, 15, 3))
     with pytest.raises(ValueError, match="samples must be"):
         inter_diversity(GOOD["clip"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: coverage_curve(**GOOD, thresholds=[1.0, math.nan]), "thresholds must be a sequence of numbers"),
+        (lambda: coverage_curve(**GOOD, thresholds=torch.ones(1, 2)), "thresholds must be a sequence of numbers"),
+        (lambda: coverage_curve(**GOOD, thresholds=[]), "thresholds must be a sequence of numbers, one or more"),
+        (lambda: coverage_area(**GOOD, limit=0.0), r"limit must be above 0 and finite, got 0\.0"),
+        (lambda: coverage_area(**GOOD, limit=math.inf), "limit must be above 0 and finite, got inf"),
+        (lambda: distribution_distance(GOOD["clip"], GOOD["clip"]), r"samples must be \(n, frames, features\)"),
+        (lambda: distribution_distance(GOOD["samples"], GOOD["clip"][:, :2]), "same number of features"),
+        (harmonic_mean, "scores must be at least one tensor"),
+        (lambda: normalized(torch.ones(1), 0.0), r"norm must be above 0 and finite, got 0\.0"),
+        (lambda: foot_sliding(torch.zeros(5, 3), torch.zeros(5), 0.1), r"positions must be \(frames, joints, 3\)"),
+        (lambda: foot_sliding(torch.zeros(5, 2, 3).int(), torch.zeros(5, 2), 0.1), "positions must be float32 or"),
+        (lambda: foot_sliding(torch.zeros(5, 2, 3), torch.zeros(5), 0.1), r"contacts must be \(5, 2\)"),
+        (lambda: foot_sliding(torch.zeros(5, 2, 3), torch.full((5, 2), math.nan), 0.1), "contacts must be.*NaN"),
+        (lambda: foot_sliding(torch.zeros(5, 2, 3), torch.zeros(5, 2), 0.0), "frame_time must be above 0"),
+    ],
+)
+def test_errors_of_the_newer_metrics(call: Callable[[], Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -169,6 +169,7 @@ def test_every_op_has_a_reference() -> None:
         "q_sample",
         "denoise_step",
         "philox_normal",
+        "window_match",
     }
     for op, names in table.items():
         assert names[-1] == "reference", op

@@ -15,6 +15,7 @@ from sinmdm.kernels import (
     q_sample,
     qna_attention,
     window_attention,
+    window_match,
 )
 
 CALLS = 2000
@@ -80,6 +81,11 @@ def everything() -> Callable[[], object]:
     return step(**blend)
 
 
+def matched(**options: bool) -> Callable[[], object]:
+    source, target = torch.randn(2, 16, 8), torch.randn(12, 8)
+    return lambda: window_match(source, target, window=4, backend="cpu", **options)  # type: ignore[call-overload]
+
+
 CASES = {
     "window_attention": lambda: attention(),
     "window_attention with lengths": lambda: attention(lengths=torch.tensor([9]), boundary="circular"),
@@ -89,6 +95,8 @@ CASES = {
     "qna_attention, backward": lambda: learned_query(backward=True),
     "norm_affine": lambda: normed(),
     "norm_affine, backward": lambda: normed(backward=True),
+    "window_match": lambda: matched(),
+    "window_match, rebuilding": lambda: matched(rebuild=True),
     "denoise_step": lambda: step(),
     "denoise_step with everything": everything,
     "q_sample": lambda: lambda: q_sample(torch.zeros(1, 16, 8), 3, SCHEDULE, seed=1, return_noise=True, backend="cpu"),

@@ -16,6 +16,7 @@ from sinmdm.kernels import (
     q_sample,
     qna_attention,
     window_attention,
+    window_match,
 )
 
 SCHEDULE = Schedule.cosine(20)
@@ -117,6 +118,11 @@ SAMPLES = {
             native(),
         ),
         lambda: (randn(2, 9, 6, dtype=torch.bfloat16, grad=True), randn(1, 6), randn(1, 6), 0, 1e-5, False, native()),
+    ],
+    "window_match": [
+        lambda: (randn(2, 9, 4), randn(1, 8, 4), 3, False, "reference"),
+        lambda: (randn(1, 9, 4, dtype=torch.float64), randn(2, 8, 4, dtype=torch.float64), 3, True, native()),
+        lambda: (randn(2, 4, 9).transpose(1, 2), randn(2, 8, 4), 3, True, native()),
     ],
     "norm_affine_backward": [
         lambda: (randn(2, 9, 6), randn(2, 9, 6), randn(2, 6), randn(2, 6), 0, 1e-5, True, "reference"),
@@ -299,8 +305,14 @@ def with_noise_into_out(x: Tensor) -> Tensor:
     return x + philox_normal((9, 3), seed=3, sample=torch.arange(2), out=out)
 
 
+def matched(source: Tensor, target: Tensor) -> Tensor:
+    nearest, cost = window_match(source, target, window=3, rebuild=True)
+    return nearest + cost[:, None]
+
+
 STATE = (2, 9, 3)
 PUBLIC = {
+    "window_match": (matched, lambda: (randn(2, 9, 4), randn(8, 4))),
     "window_attention": (attend, lambda: (*attention_inputs(), LENGTHS)),
     "window_attention with dropout": (attend_with_dropout, lambda: attention_inputs(boundary="shift")),
     "qna_attention": (
@@ -498,6 +510,6 @@ def test_a_module_trains_under_autocast() -> None:
 def test_public_names() -> None:
     assert set(kernels.__all__) >= {
         "window_attention", "qna_attention", "norm_affine", "q_sample", "denoise_step", "affine_step", "philox_normal",
-        "backends",
+        "window_match", "backends",
     }  # fmt: skip
     assert all(callable(getattr(kernels, name)) for name in kernels.__all__)
