@@ -34,6 +34,6 @@ __all__ = ["PRESETS", "Preset", "Run", "__version__", "accelerate", "load", "tra
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    if name in ("diffusion", "editing", "kernels", "metrics", "motion", "nn"):
+    if name in ("crowd", "diffusion", "editing", "kernels", "metrics", "motion", "nn"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'sinmdm' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line: `sinmdm demo | train | sample | evaluate | import | export | info`."""
+"""The command line: `sinmdm demo | train | sample | crowd | evaluate | view | import | export | info`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from . import checkpoints, evaluation, sampling, tools, training
+from . import checkpoints, crowd, edit, evaluation, sampling, tools, training, view
 
-GROUPS = (training, sampling, evaluation, checkpoints, tools)
+GROUPS = (training, sampling, crowd, edit, evaluation, view, checkpoints, tools)
 
 
 def _parser() -> argparse.ArgumentParser:

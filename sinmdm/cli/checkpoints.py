@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from .common import Command
+from .humanml import add_features, said
 
 
 def add(command: Command) -> None:
@@ -15,6 +16,7 @@ def add(command: Command) -> None:
     importing.add_argument("--out", type=Path, required=True, metavar="RUN", help="new folder of the run")
     importing.add_argument("--motion", type=Path, help="the clip it was trained on (default: as args.json says)")
     importing.add_argument("--args", type=Path, metavar="FILE", help="its args.json (default: beside the checkpoint)")
+    add_features(importing)
 
     exporting = command("export", _export, "write a run as a checkpoint of the published code")
     exporting.add_argument("run_folder", type=Path, metavar="RUN")
@@ -24,7 +26,16 @@ def add(command: Command) -> None:
 def _import(arguments: argparse.Namespace) -> None:
     from ..published import import_checkpoint
 
-    import_checkpoint(arguments.checkpoint, arguments.out, motion=arguments.motion, arguments=arguments.args)
+    features = said(arguments)
+    import_checkpoint(
+        arguments.checkpoint,
+        arguments.out,
+        motion=arguments.motion,
+        arguments=arguments.args,
+        features=arguments.features,
+        mean=None if features is None else features["mean"],
+        std=None if features is None else features["std"],
+    )
     print(f"the run is in {arguments.out}; make motions: sinmdm sample {arguments.out} --frames 300 --out motions")
 
 
