@@ -38,7 +38,7 @@ COLUMNS = {
     "global_diversity": "global diversity",
     "local_diversity": "local diversity",
     "inter_diversity": "inter",
-    "intra_difference": "intra difference",
+    "intra_diversity_difference": "intra difference",
     "energy": "energy",
 }
 
