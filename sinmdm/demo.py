@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .motion import Clip, draw_strip, walker
+from .motion import Clip, layout_for, walker
 from .motion.atomic import filling
+from .pictures import STRIP, write_motions_strip
 from .run import load
 from .training import train
 
@@ -25,15 +26,16 @@ def demo(out: Path, *, minutes: float, n: int = 3, seed: int = 0, progress: bool
     files to look at. Raises FileExistsError where the folder holds anything.
     """
     clip = walker(seed=seed)
+    given, layout = {"the clip": clip}, layout_for(clip)
     with filling(out) as folder:
         clip.write(folder / "walker.bvh")
-        draw_strip(folder / "strip.png", {"the clip": clip})  # what drawing lacks shows before the training
+        write_motions_strip(folder / STRIP, layout, given, {})  # what drawing lacks shows before the training
         train(clip, folder / "run", preset="small", minutes=minutes, seed=seed, fps=None, progress=progress)
         samples = load(folder / "run").sample(2 * len(clip), n, seed=seed)
-        rows = {"the clip": clip}
+        generated = {}
         for index, sample in enumerate(samples):
             assert isinstance(sample, Clip)
             sample.write(folder / f"sample{index:02d}.bvh")
-            rows[f"generated {index}"] = sample
-        draw_strip(folder / "strip.png", rows)
-    return [out / "walker.bvh", *(out / f"sample{index:02d}.bvh" for index in range(n)), out / "strip.png"]
+            generated[f"generated {index}"] = sample
+        write_motions_strip(folder / STRIP, layout, given, generated)
+    return [out / "walker.bvh", *(out / f"sample{index:02d}.bvh" for index in range(n)), out / STRIP]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from .checks import check_at_least
 from .diffusion import GraphCache, Schedule, plan_steps, sample, stream
 from .diffusion.sampling import usable_device
+from .kernels import philox_normal
 from .kernels.philox import check_seed
 from .motion import (
     RESULTS,
@@ -162,7 +163,7 @@ class Run:
         """Frames a second of what it generates; None for arrays, whose rate is not known."""
         return None if self.layout.frame_time is None else 1 / self.layout.frame_time
 
-    def sample(self, frames: int, n: int = 1, **options: Any) -> list[Motion]:
+    def sample(self, frames: int | Sequence[int], n: int = 1, **options: Any) -> list[Motion]:
         """New motions.
 
         Args:
@@ -176,7 +177,9 @@ class Run:
         """
         return [self.layout.decode(self.normalizer.invert(x)) for x in self.features(frames, n, **options)]
 
-    def write_samples(self, folder: str | os.PathLike[str], frames: int, n: int = 1, **options: Any) -> list[Path]:
+    def write_samples(
+        self, folder: str | os.PathLike[str], frames: int | Sequence[int], n: int = 1, **options: Any
+    ) -> list[Path]:
         """New motions, into sample00.bvh (.npy for a run on an array), sample01.bvh, ... of a folder; where there are
         joints, their positions, too, into results.npz (see `sinmdm.motion.results`).
 
@@ -193,6 +196,7 @@ class Run:
         Raises:
             ValueError: an argument that is not as above. OSError: a file cannot be written.
         """
+        lengths = _lengths(frames, n)
         suffix = ".bvh" if isinstance(self.layout, ClipLayout) else ".npy"
         digits = max(2, len(str(n - 1)))
         files = [Path(folder) / f"sample{index:0{digits}d}{suffix}" for index in range(n)]
@@ -202,13 +206,13 @@ class Run:
             if self.layout.hierarchy is not None and self.layout.frame_time is not None:
                 results = stack.enter_context(
                     writing_results(
-                        Path(folder) / RESULTS, *self.layout.hierarchy, self.layout.frame_time, frames,
-                        [file.stem for file in files],
+                        Path(folder) / RESULTS, *self.layout.hierarchy, self.layout.frame_time, max(lengths),
+                        [file.stem for file in files], lengths=lengths,
                     )
                 )  # fmt: skip
             for file, x in zip(files, motions, strict=True):
                 place = self.layout.placer() if results is not None else None
-                with writing_motion(file, self.layout, frames) as writer:
+                with writing_motion(file, self.layout, len(x)) as writer:
                     for part in x.split(WRITTEN_AT_ONCE):
                         motion = writer.write(self.normalizer.invert(part))
                         if results is not None and place is not None:
@@ -217,7 +221,7 @@ class Run:
 
     def features(
         self,
-        frames: int,
+        frames: int | Sequence[int],
         n: int = 1,
         *,
         seed: int = 0,
@@ -232,23 +236,25 @@ class Run:
         """The features of new motions, one after another, as the network knows them: not yet scaled back or decoded.
 
         Args:
-            frames: length of each.
+            frames: length of each, or the n lengths, one a motion; a shorter one is what it would be by itself.
             n: how many; sample k of a seed does not depend on n or batch_size.
             seed: 0 .. 2^64 - 1.
             sampler, steps, spacing, eta: as `sinmdm.diffusion.sample`.
             batch_size: how many are computed at once; default 16, or less where that would be more than 65 536 frames.
+                A network that is not local takes one length at a time: motions of many lengths are then held until it
+                is their turn.
             device: where; default CUDA where torch sees it, else the CPU. The noise is the same everywhere.
             on_step: called with (steps done, steps in all) over all batches.
 
         Yields:
-            (frames, features) float32 on the CPU.
+            (frames, features) float32 on the CPU, in order.
 
         Raises:
             ValueError: an argument that is not as above, at the call and not only at the first motion.
         """
-        check_at_least(1, frames=frames, n=n)
+        lengths = _lengths(frames, n)
         if batch_size is None:
-            batch_size = max(1, min(DEFAULT_BATCH, DEFAULT_FRAMES // frames))
+            batch_size = max(1, min(DEFAULT_BATCH, DEFAULT_FRAMES // max(lengths)))
         check_at_least(1, batch_size=batch_size)
         where = device_named(device)
         options: dict[str, Any] = {
@@ -260,32 +266,43 @@ class Run:
         }
         each = len(plan_steps(self.schedule, **options))
         check_seed(seed)
-        begins = range(0, n, batch_size)
+        local = getattr(self.network, "receptive_field", None) is not None
+        batches = _batches(lengths, batch_size, one_length=not local)
 
         def motions() -> Iterator[Tensor]:
             network = self.network.to(where).eval()
-            for number, begin in enumerate(begins):
-                count = min(batch_size, n - begin)
+            held: dict[int, Tensor] = {}
+            following = 0
+            for number, batch in enumerate(batches):
 
                 def report(done: int, number: int = number) -> None:
                     if on_step is not None:
-                        on_step(number * each + done, len(begins) * each)
+                        on_step(number * each + done, len(batches) * each)
 
-                shape = (count, self.layout.size, frames)
+                own = [lengths[k] for k in batch]
+                shape = (len(batch), self.layout.size, max(own))
+                drawn: dict[str, Any] = {"seed": seed, "first_sample": batch[0]}
+                if not isinstance(batch, range):
+                    drawn = {"noise": _noise_of(batch, shape, seed, where)}
+                if len(set(own)) > 1:
+                    drawn["lengths"] = torch.tensor(own)
                 try:
                     x = sample(
-                        network, shape, self.schedule, seed=seed, device=where, first_sample=begin,
-                        graphs=self.graphs, on_step=report, **options,
+                        network, shape, self.schedule, device=where, graphs=self.graphs, on_step=report, **drawn,
+                        **options,
                     ).mT.cpu()  # fmt: skip
                 except RuntimeError as error:
                     if not _is_out_of_memory(error):
                         raise
                     size = 4 * math.prod(shape) / 1e9
                     raise ValueError(
-                        f"frames and batch_size must fit in memory, got {frames} and {count}: "
+                        f"frames and batch_size must fit in memory, got {shape[2]} and {len(batch)}: "
                         f"{size:.1f} GB of features alone"
                     ) from error
-                yield from x
+                held |= {k: motion[:length] for k, motion, length in zip(batch, x, own, strict=True)}
+                while following in held:
+                    yield held.pop(following)
+                    following += 1
 
         return motions()
 
@@ -323,6 +340,37 @@ class Run:
         )  # fmt: skip
         decode = self.layout.decoder()
         return (decode(self.normalizer.invert(x[0].mT.cpu())) for x in pieces)
+
+
+def _lengths(frames: int | Sequence[int], n: int) -> list[int]:
+    """The length of each of n motions. Raises ValueError where `frames` is neither one length nor n of them."""
+    if not isinstance(frames, Sequence):
+        check_at_least(1, frames=frames, n=n)
+        return [frames] * n
+    check_at_least(1, n=n, **{f"frames[{k}]": length for k, length in enumerate(frames)})
+    if len(frames) != n:
+        raise ValueError(f"frames must be one length, or n = {n} of them, got {len(frames)}")
+    return list(frames)
+
+
+def _batches(lengths: Sequence[int], size: int, *, one_length: bool) -> Sequence[Sequence[int]]:
+    """Numbers of samples in batches of at most `size`: ranges in order, or, where a batch must have one length and
+    there are several, lists."""
+    if not one_length or len(set(lengths)) == 1:
+        return [range(begin, min(begin + size, len(lengths))) for begin in range(0, len(lengths), size)]
+    alike: dict[int, list[int]] = {}
+    for number, length in enumerate(lengths):
+        alike.setdefault(length, []).append(number)
+    return [same[begin : begin + size] for same in alike.values() for begin in range(0, len(same), size)]
+
+
+def _noise_of(
+    samples: Sequence[int], shape: tuple[int, int, int], seed: int, device: torch.device
+) -> Callable[[int], Tensor]:
+    """Of a step, the noise (B, features, frames) of samples of a seed that do not follow one another."""
+    numbers = torch.tensor(samples, device=device)
+    _, features, frames = shape
+    return lambda step: philox_normal((frames, features), seed=seed, step=step, sample=numbers, device=device).mT
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

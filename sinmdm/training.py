@@ -6,6 +6,7 @@ import copy
 import csv
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -20,8 +21,23 @@ from tqdm import tqdm
 
 from . import __version__
 from .batches import Batches, Crops, WholeClip
+from .checks import check_at_least
+from .evaluation import check_measurable
+from .evaluation_log import EVALUATION, EvaluationLog
 from .kernels import Schedule, q_sample
-from .motion import Clip, Layout, Motion, Normalizer, layout_for, read_motion, thinned_for, write_motion
+from .motion import (
+    Clip,
+    HumanMLLayout,
+    Layout,
+    Motion,
+    Normalizer,
+    layout_for,
+    read_humanml,
+    read_motion,
+    thinned_for,
+    write_motion,
+)
+from .pictures import draw_run
 from .presets import Preset, preset_named
 from .run import (
     CHECKPOINT,
@@ -168,7 +184,7 @@ def _motion_of(
     source = type(clip).__name__
     if isinstance(clip, (str, os.PathLike)):
         source = str(clip)
-        clip = read_motion(clip)
+        clip = read_humanml(clip, normalised=False) if kind == HumanMLLayout.kind else read_motion(clip)
     if isinstance(clip, Clip):
         motion: Motion = thinned_for(clip, kind, fps)
     elif isinstance(clip, Tensor) and clip.is_floating_point():
@@ -223,6 +239,8 @@ def train(
     device: torch.device | str | None = None,
     progress: bool = True,
     tensorboard: bool = False,
+    evaluate_every: int | None = None,
+    pictures: bool = False,
 ) -> Run:
     """Train on one motion and leave a run in the folder `out`.
 
@@ -234,8 +252,9 @@ def train(
         out: folder of the run; must not exist or be empty, unless `resume`.
         preset: a name in PRESETS, or a Preset; default "small".
         recipe: "ours" (default), the preset's own training, or "published": see `Preset.with_recipe`.
-        layout: features of a clip: "sinmdm" (default), or of the published code "mixamo" or "bvh_general".
-        representation: of the rotations of these two: "6d" (default) or "quat".
+        layout: features of a clip: "sinmdm" (default), or of the published code "mixamo" or "bvh_general"; of an array
+            "array" (default), or "humanml" where it is HumanML3D's in raw units (see `sinmdm.motion.read_humanml`).
+        representation: of the rotations of mixamo and bvh_general: "6d" (default) or "quat".
         steps, minutes: how long; at most one of them, default the preset's steps.
         seed: 0 .. 2^63 - 1, default 0.
         resume: continue the run in `out`. It keeps its settings: leave out preset, recipe, layout, representation,
@@ -247,6 +266,10 @@ def train(
         device: default CUDA where torch sees it, else the CPU.
         progress: show a bar with loss, steps a second and the time left.
         tensorboard: also write events into the folder (needs the extra sinmdm[tensorboard]).
+        evaluate_every: every so many steps and at the end, measure samples of the averaged weights and append a row to
+            evaluation.csv (see `sinmdm.evaluation_log`). Does not change the training, and its time does not count.
+        pictures: draw the losses and a few samples into the folder (see `sinmdm.pictures`) at the end, also of a
+            training that is interrupted; needs the extra sinmdm[plot]. What cannot be drawn is said on standard error.
 
     Returns:
         The run, as `sinmdm.load(out)`.
@@ -273,6 +296,8 @@ def train(
     set_again = [name for name, value in given.items() if value is not None]
     if resume and set_again:
         raise ValueError(f"a resumed run keeps its settings: leave out {', '.join(set_again)}")
+    if evaluate_every is not None:
+        check_at_least(1, evaluate_every=evaluate_every)
     folder, where = Path(out), device_named(device)
     writer = _event_writer() if tensorboard else None
     if resume:
@@ -297,6 +322,11 @@ def train(
             "motion": {"file": "clip.bvh" if isinstance(motion, Clip) else "clip.npy", "source": Path(source).name},
             "layout": features_as.to_dict(),
         }
+    if evaluate_every is not None:
+        try:
+            check_measurable(motion)
+        except ValueError as error:
+            raise ValueError(f"evaluate_every cannot be had of this motion: {error}") from error
     settings = Preset.from_dict(config["preset"])
     features, size = features_as.encode(motion), features_as.size
     normalizer = Normalizer.fit(features, features_as) if settings.normalise else Normalizer.identity(size)
@@ -322,9 +352,26 @@ def train(
             raise RunError(f"{folder}: was imported, and has no state of a training that could be resumed")
         elif (folder / CHECKPOINT).is_file():
             trainer.restore(*read_tensors(folder / CHECKPOINT), folder / CHECKPOINT)
-        _truncate_log(folder / LOG, trainer.step)
-        _loop(trainer, _Log(folder, trainer, progress, writer))
+        for name in (LOG, EVALUATION):
+            _truncate_log(folder / name, trainer.step)
+        log, evaluation = _Log(folder, trainer, progress, writer), None
+        if evaluate_every is not None:
+            run = Run(folder, settings, features_as, motion, normalizer, trainer.averaged)
+            evaluation = EvaluationLog(run, evaluate_every, config["seed"], where, log.events)
+        finished = _loop(trainer, log, evaluation)
+    if pictures:
+        _draw(folder, where)
+    if not finished:
+        raise KeyboardInterrupt
     return load(folder)
+
+
+def _draw(folder: Path, device: torch.device) -> None:
+    """The pictures of a run that is saved, which no failure to draw shall look like the loss of."""
+    try:
+        draw_run(load(folder), device=device)
+    except Exception as error:  # whatever the drawing library may raise
+        print(f"sinmdm: no pictures of the run: {error}", file=sys.stderr)
 
 
 class _Log:
@@ -415,8 +462,12 @@ def _save(trainer: Trainer, folder: Path) -> None:
     write_tensors(folder / MODEL, statistics | weights, stamp)
 
 
-def _loop(trainer: Trainer, log: _Log) -> None:
-    """Step until the limit, saving every minute, at the end, and on an interrupt once the step is whole."""
+def _loop(trainer: Trainer, log: _Log, evaluation: EvaluationLog | None) -> bool:
+    """Step until the limit, saving every minute, at the end, and on an interrupt once the step is whole.
+
+    What is evaluated is so before the step is saved, so that a resumed run has every row. Returns whether the limit was
+    reached.
+    """
 
     def save() -> None:
         log.flush()
@@ -433,11 +484,15 @@ def _loop(trainer: Trainer, log: _Log) -> None:
                 now = time.perf_counter()
                 trainer.seconds = before + now - began
                 log.add(loss, learning_rate)
+                if evaluation is not None and trainer.step % evaluation.every == 0:
+                    log.flush()  # which stops a training whose loss is not finite
+                    began += evaluation.write(trainer.step, trainer.seconds)
                 if now - saved > SAVE_SECONDS:
                     save()
                     saved = now
             save()
-        if interrupt.wished and trainer.progress < 1:
-            raise KeyboardInterrupt
+            if evaluation is not None and trainer.progress >= 1:
+                evaluation.write(trainer.step, trainer.seconds)
+        return trainer.progress >= 1
     finally:
         log.close()

@@ -15,8 +15,9 @@ from torch import Tensor
 
 import sinmdm
 from sinmdm.diffusion import sample
-from sinmdm.motion import Clip, Motion, read_motion, walker, write_motion
+from sinmdm.motion import RESULTS, Clip, Motion, Results, read_motion, walker, write_motion
 from sinmdm.motion.files import MotionWriter
+from sinmdm.motion.results import ResultsWriter
 from sinmdm.run import Run
 
 RUN = importlib.import_module("sinmdm.run")
@@ -52,6 +53,11 @@ def _same(motion: Motion, other: Motion) -> bool:
 
 def _suffix(run: Run) -> str:
     return ".npy" if run.fps is None else ".bvh"
+
+
+def _files(run: Run, folder: Path, files: list[Path]) -> list[Path]:
+    """All that a folder of samples holds: a clip's joints have positions, an array has no joints."""
+    return files if run.fps is None else sorted([folder / RESULTS, *files])
 
 
 class TestFeatures:
@@ -185,7 +191,7 @@ class TestFiles:
         options: dict[str, Any] = {"seed": 3, "sampler": "ddim", "steps": 4}
         files = run.write_samples(tmp_path, frames, 3, batch_size=2, **options)
         assert files == [tmp_path / f"sample0{k}{_suffix(run)}" for k in range(3)]
-        assert sorted(tmp_path.iterdir()) == files
+        assert sorted(tmp_path.iterdir()) == _files(run, tmp_path, files)
         for path, motion in zip(files, run.sample(frames, 3, **options), strict=True):
             write_motion(tmp_path / f"whole{_suffix(run)}", motion)
             assert path.read_bytes() == (tmp_path / f"whole{_suffix(run)}").read_bytes()
@@ -209,7 +215,7 @@ class TestFiles:
             folder.mkdir()
             files = run.write_samples(folder, 1, n, steps=1, batch_size=101)
             assert [files[0].stem, files[-1].stem] == [first, last]
-            assert sorted(folder.iterdir()) == files
+            assert sorted(folder.iterdir()) == _files(run, folder, files)
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
     def test_where_sampling_is_interrupted_only_whole_ones_stay(
@@ -233,16 +239,52 @@ class TestFiles:
     ) -> None:
         write = MotionWriter.write
 
-        def interrupted(writer: MotionWriter, features: Tensor) -> None:
+        def interrupted(writer: MotionWriter, features: Tensor) -> Motion:
             if writer.written:
                 raise KeyboardInterrupt
-            write(writer, features)
+            return write(writer, features)
 
         monkeypatch.setattr(MotionWriter, "write", interrupted)
         monkeypatch.setattr(RUN, "WRITTEN_AT_ONCE", 4)
         with pytest.raises(KeyboardInterrupt):
             run.write_samples(tmp_path, 6, steps=1)
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("frames", [1, 7, 20])
+    def test_hold_the_joints_of_the_motions(
+        self, trained: dict[str, Run], frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(RUN, "WRITTEN_AT_ONCE", 7)
+        run = dataclasses.replace(trained["clip"], network=LocalModel(FIELD))
+        options: dict[str, Any] = {"seed": 3, "sampler": "ddim", "steps": 4}
+        run.write_samples(tmp_path, frames, 3, batch_size=2, **options)
+        results = Results.read(tmp_path / RESULTS)
+        assert results.labels == ("sample00", "sample01", "sample02")
+        assert results.lengths.tolist() == [frames] * 3
+        assert results.given is None
+        for positions, motion in zip(results.positions, run.sample(frames, 3, **options), strict=True):
+            assert isinstance(motion, Clip)
+            assert (results.names, results.parents) == (motion.names, motion.parents)
+            assert results.frame_time == motion.frame_time
+            assert np.array_equal(positions, motion.positions().numpy().astype(np.float32))
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+    def test_where_the_joints_cannot_be_written_whole_files_alone_stay(
+        self, trained: dict[str, Run], error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = dataclasses.replace(trained["clip"], network=LocalModel(FIELD))
+        write = ResultsWriter.write
+
+        def interrupted(writer: ResultsWriter, positions: Tensor) -> None:
+            if len(list(tmp_path.glob("sample*"))) == at:
+                raise error
+            write(writer, positions)
+
+        monkeypatch.setattr(ResultsWriter, "write", interrupted)
+        for at in (0, 1):
+            with pytest.raises(error):
+                run.write_samples(tmp_path, 6, 2, steps=1)
+            assert [path.name for path in tmp_path.iterdir()] == ["sample00.bvh"][:at]
 
     def test_numbers_that_are_not_finite_are_refused_and_leave_nothing(self, run: Run, tmp_path: Path) -> None:
         broken = dataclasses.replace(run, network=LocalModel(FIELD, gain=float("nan")))
