@@ -9,6 +9,10 @@ from .motion.atomic import filling
 from .pictures import STRIP, write_motions_strip
 from .run import load
 from .training import train
+from .view import load_characters
+from .view.page import write_page
+
+PAGE = "page.html"
 
 
 def free_folder(name: str = "demo") -> Path:
@@ -22,8 +26,8 @@ def free_folder(name: str = "demo") -> Path:
 def demo(out: Path, *, minutes: float, n: int = 3, seed: int = 0, progress: bool = True) -> list[Path]:
     """Train on the built-in clip, sample `n` motions of twice its length, and draw them beside it.
 
-    Leaves in `out`: the clip (walker.bvh), the run (run/), the samples (sample00.bvh, ...) and strip.png. Returns the
-    files to look at. Raises FileExistsError where the folder holds anything.
+    Leaves in `out`: the clip (walker.bvh), the run (run/), the samples (sample00.bvh, ...), strip.png, and page.html,
+    which shows them moving. Returns the files to look at. Raises FileExistsError where the folder holds anything.
     """
     clip = walker(seed=seed)
     given, layout = {"the clip": clip}, layout_for(clip)
@@ -38,4 +42,6 @@ def demo(out: Path, *, minutes: float, n: int = 3, seed: int = 0, progress: bool
             sample.write(folder / f"sample{index:02d}.bvh")
             generated[f"generated {index}"] = sample
         write_motions_strip(folder / STRIP, layout, given, generated)
-    return [out / "walker.bvh", *(out / f"sample{index:02d}.bvh" for index in range(n)), out / STRIP]
+        files = [folder / "walker.bvh", *(folder / f"sample{index:02d}.bvh" for index in range(n))]
+        write_page(folder / PAGE, load_characters(files, given=files[:1]), title="sinmdm demo")
+    return [*(out / file.name for file in files), out / STRIP, out / PAGE]

@@ -264,7 +264,7 @@ class TestEvaluateInfoDemo:
         out = tmp_path / "demo"
         assert main(["demo", "--minutes", "0.02", "--quiet", "--out", str(out)]) == 0
         names = {path.name for path in out.iterdir()}
-        assert names == {"walker.bvh", "run", "sample00.bvh", "sample01.bvh", "sample02.bvh", "strip.png"}
+        assert names == {"walker.bvh", "run", "sample00.bvh", "sample01.bvh", "sample02.bvh", "strip.png", "page.html"}
         assert (out / "strip.png").read_bytes()[:4] == b"\x89PNG"
 
     def test_demo_finds_a_free_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
