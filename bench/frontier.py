@@ -7,6 +7,7 @@ against global diversity, with the frontier drawn in, the variants that no other
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -16,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import sinmdm
 from sinmdm.evaluation import evaluate_rotations, rotation_features
 from sinmdm.motion import Clip
 from sinmdm.presets import PRESETS, Preset
-from sinmdm.run import load
+from sinmdm.run import MODEL, load
 from sinmdm.training import train
 
 from . import provenance
@@ -95,17 +97,39 @@ def train_all(clips: list[Path], chosen: Mapping[str, Preset], runs: Path) -> No
             print(f"{clip.stem}, {name}: trained in {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def measured(run_folder: Path) -> dict[str, Any]:
-    """What a run's samples are like: four of twice the clip's length, as `sinmdm evaluate` makes and measures them."""
+def stamp(run_folder: Path) -> str:
+    """Of the weights, and of the code that samples and measures: what is kept of another one is measured again."""
+    code = Path(sinmdm.__file__).parent
+    sources = [*code.glob("evaluation*.py"), code / "metrics.py", *(code / "diffusion").glob("*.py")]
+    digest = hashlib.sha256()
+    for path in (run_folder / MODEL, *sorted(sources)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def measured(run_folder: Path, preset: Preset) -> dict[str, Any]:
+    """What a run's samples are like: four of twice the clip's length, as `sinmdm evaluate` makes and measures them.
+
+    Raises: ValueError where the run is of another preset than the variant is now.
+    """
+    kept = run_folder / MEASURED
+    if kept.is_file() and (known := json.loads(kept.read_text()))["stamp"] == stamp(run_folder):
+        return known
     run = load(run_folder)
+    if run.preset != preset:
+        raise ValueError(f"{run_folder}: was trained with other settings than the variant has: remove it")
     assert isinstance(run.motion, Clip)
     clip = rotation_features(run.motion)
     samples = run.sample(2 * len(run.motion), SAMPLES, seed=0)
     rotations = [rotation_features(sample) for sample in samples if isinstance(sample, Clip)]
     (row,) = evaluate_rotations({"samples": rotations}, clip, joints=clip.shape[1] // 6)
-    settings = run.preset.to_dict()
-    field = run.network.receptive_field
-    return {"receptive_field": 2 * int(field) + 1, "settings": settings, "values": row["values"]}
+    settings, field = run.preset.to_dict(), run.network.receptive_field
+    found = {
+        "stamp": stamp(run_folder), "receptive_field": 2 * int(field) + 1, "settings": settings,
+        "values": row["values"],
+    }  # fmt: skip
+    write_json(kept, found)
+    return found
 
 
 def frontier_of(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -177,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--runs", type=Path, required=True, help="folder of the runs; those there are not trained again"
     )
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these variants")
+    parser.add_argument("--only", nargs="+", choices=variants(), metavar="NAME", help="these variants")
     parser.add_argument("--present", action="store_true", help="train nothing: measure the runs that are there")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
@@ -190,12 +214,11 @@ def main(argv: list[str] | None = None) -> int:
             folder = folder_of(arguments.runs, clip, name)
             if not folder.is_dir():
                 continue
-            known = folder / MEASURED
-            if not known.is_file():
-                write_json(known, measured(folder))
-            results.setdefault(clip.stem, {})[name] = json.loads(known.read_text())
+            results.setdefault(clip.stem, {})[name] = measured(folder, chosen[name])
             coverage, diversity = pair(results[clip.stem][name])
             print(f"{clip.stem}, {name}: coverage {coverage:.1%}, global diversity {diversity:.2f}", flush=True)
+    if not results:
+        parser.error("there is no run to measure")
     write_json(
         arguments.output / "frontier.json",
         {"provenance": provenance.collect("cpu"), "samples": SAMPLES, "clips": results},

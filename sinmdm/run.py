@@ -254,7 +254,7 @@ class Run:
         """
         lengths = _lengths(frames, n)
         if batch_size is None:
-            batch_size = max(1, min(DEFAULT_BATCH, DEFAULT_FRAMES // max(lengths)))
+            batch_size = default_batch(max(lengths))
         check_at_least(1, batch_size=batch_size)
         where = device_named(device)
         options: dict[str, Any] = {
@@ -371,6 +371,11 @@ def _noise_of(
     numbers = torch.tensor(samples, device=device)
     _, features, frames = shape
     return lambda step: philox_normal((frames, features), seed=seed, step=step, sample=numbers, device=device).mT
+
+
+def default_batch(frames: int) -> int:
+    """How many motions of so many frames are computed at once."""
+    return max(1, min(DEFAULT_BATCH, DEFAULT_FRAMES // frames))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

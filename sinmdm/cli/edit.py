@@ -36,14 +36,21 @@ class Time:
         return round(value * run.fps) if seconds and run.fps is not None else int(value)
 
 
-def _pair(text: str) -> tuple[Time | None, Time | None]:
+def _span(text: str) -> tuple[Time | None, Time | None]:
     begin, colon, end = text.partition(":")
     if not colon or ":" in end:
         raise argparse.ArgumentTypeError(f"must be two times with a colon between them, got {text!r}")
     return Time(begin) if begin else None, Time(end) if end else None
 
 
-def _pairs(run: Run, pairs: list[tuple[Time | None, Time | None]] | None, last: int) -> list[tuple[int, int]]:
+def _pair(text: str) -> tuple[Time, Time]:
+    begin, end = _span(text)
+    if begin is None or end is None:
+        raise argparse.ArgumentTypeError(f"must be two times with a colon between them, got {text!r}")
+    return begin, end
+
+
+def _pairs(run: Run, pairs: Sequence[tuple[Time | None, Time | None]] | None, last: int = 0) -> list[tuple[int, int]]:
     """Both times in frames; what is left out is the first or the last."""
     return [
         (0 if begin is None else begin.frames(run), last if end is None else end.frames(run))
@@ -82,8 +89,8 @@ def add(command: Command) -> None:
 
     sub = mode("in-between", _in_between, "make parts anew between parts that stay, and arrive where these are")
     reference(sub)
-    sub.add_argument("--given", type=_pair, action="append", metavar="BEGIN:END", help="a span that stays")
-    sub.add_argument("--generate", type=_pair, action="append", metavar="BEGIN:END", help="a span to make anew")
+    sub.add_argument("--given", type=_span, action="append", metavar="BEGIN:END", help="a span that stays")
+    sub.add_argument("--generate", type=_span, action="append", metavar="BEGIN:END", help="a span to make anew")
     sub.add_argument("--joints", nargs="+", metavar="JOINT", help="make only these anew (as in compose)")
     width(sub)
     sub.add_argument("--compat", action="store_true", help="the published code's masks")
@@ -115,7 +122,9 @@ def add(command: Command) -> None:
 
     sub = mode("follow", _follow, "a motion along a given way over the ground")
     way = sub.add_mutually_exclusive_group(required=True)
-    way.add_argument("--way", type=Path, metavar="FILE", help=".csv with a line time,x,z for each point")
+    way.add_argument(
+        "--way", type=Path, metavar="FILE", help=".csv with a line time,x,z for each point, in the file's units"
+    )
     way.add_argument("--way-of", type=Path, metavar="MOTION", help="the root's way in a motion")
     sub.add_argument("--length", type=Time, metavar="TIME", help="default: up to the last point")
 
@@ -177,7 +186,7 @@ def _expand(run: Run, arguments: argparse.Namespace) -> Edit:
         run,
         before=arguments.before.frames(run) if arguments.before else 0,
         after=arguments.after.frames(run) if arguments.after else 0,
-        insert=_pairs(run, arguments.insert, 0),
+        insert=_pairs(run, arguments.insert),
         reference=reference,
         width=arguments.width,
     )
@@ -192,7 +201,7 @@ def _compose(run: Run, arguments: argparse.Namespace) -> Edit:
 def _keyframes(run: Run, arguments: argparse.Namespace) -> Edit:
     from ..editing import keyframes
 
-    poses = _pairs(run, arguments.pose, 0)
+    poses = _pairs(run, arguments.pose)
     frames = arguments.length.frames(run)
     return keyframes(run, frames, poses, reference=_reference(arguments), keep_places=arguments.keep_places)
 
@@ -206,10 +215,11 @@ def _follow(run: Run, arguments: argparse.Namespace) -> Edit:
 
 
 def _read_way(run: Run, path: Path) -> Sequence[tuple[int, float, float]]:
-    """Points of a .csv: a line time,x,z for each; lines that begin with # are left out."""
+    """Points of a .csv: a line time,x,z for each; a first line time,x,z, and those that begin with #, are left out."""
     points = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
+        text = line.replace(" ", "")
+        if not text or text.startswith("#") or (number == 1 and text.lower() == "time,x,z"):
             continue
         try:
             time, x, z = line.split(",")
@@ -226,7 +236,7 @@ def _harmonise(run: Run, arguments: argparse.Namespace) -> Edit:
     reference = _reference(arguments)
     assert reference is not None
     if arguments.compat:
-        return harmonise(run, reference, factor=2, until=20 / run.preset.timesteps, compat=True)
+        return harmonise(run, reference, compat=True)
     until = 0.02 if arguments.until is None else arguments.until
     return harmonise(run, reference, factor=arguments.factor or 2, until=until)
 
@@ -247,6 +257,33 @@ def _join(run: Run, arguments: argparse.Namespace) -> Edit:
     return join(run, first, second, gap=gap, keep_places=arguments.keep_places, width=arguments.width)
 
 
+def _said(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that were given, as JSON takes them."""
+    left_out = {"command", "run", "make", "out", "quiet", "device", "seed", "n"}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return ":".join(map(plain, value)) if isinstance(value, tuple) else [plain(each) for each in value]
+        return value.text if isinstance(value, Time) else str(value) if isinstance(value, Path) else value or ""
+
+    given = {name: value for name, value in vars(arguments).items() if value not in (None, False)}
+    return {name: plain(value) for name, value in given.items() if name not in left_out}
+
+
+def _sentence(report: dict[str, Any]) -> str:
+    """What a motion's report says, in a line."""
+    parts = []
+    if report["kept_error"] is not None:
+        parts.append(f"given parts off by {report['kept_error']:g}")
+    if report["arrival_error"] is not None:
+        parts.append(f"places by {report['arrival_error']:.1g}")
+    if seams := report.get("seams"):
+        rough = ", ".join(f"{seam['roughness'] or 0:.2f} at {seam['frame']}" for seam in seams)
+        usual = [f"{name} {value:.2f}" for name, value in report.get("usual", {}).items() if value is not None]
+        parts.append(f"roughness of seams {rough} (usually: {', '.join(usual)})")
+    return f"{report['file']}: " + ("; ".join(parts) or "nothing was given")
+
+
 def _edit(arguments: argparse.Namespace) -> None:
     from ..editing.output import write_edit
     from ..motion.atomic import filling
@@ -257,14 +294,10 @@ def _edit(arguments: argparse.Namespace) -> None:
     bar, on_step = steps_bar(arguments.quiet, arguments.mode)
     with filling(arguments.out) as folder, bar:
         reports = write_edit(
-            folder, run, edit, arguments.n, mode=arguments.mode, seed=arguments.seed or 0, sampler=arguments.sampler,
+            folder, run, edit, arguments.n, said=_said(arguments), seed=arguments.seed or 0, sampler=arguments.sampler,
             steps=arguments.steps, spacing=arguments.spacing, eta=arguments.eta, device=arguments.device,
             on_step=on_step,
         )  # fmt: skip
     for report in reports:
-        seams = ", ".join(f"{seam['roughness']:.2f} at {seam['frame']}" for seam in report.get("seams", []))
-        print(
-            f"{report['file']}: given parts off by {report['kept_error']:g}, places by {report['arrival_error']:.1g}"
-            + (f"; seams, of the clip's 99th percentile of acceleration: {seams}" if seams else "")
-        )
+        print(_sentence(report))
     print(f"{arguments.n} motions of {len(edit)} frames are in {arguments.out}")

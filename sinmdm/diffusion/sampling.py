@@ -115,7 +115,7 @@ def sample(
     known: Tensor | None = None,
     mask: Tensor | None = None,
     correct: Callable[[Tensor], Tensor] | None = None,
-    guide: Callable[[Tensor, int], None] | None = None,
+    guide: Callable[[Tensor, int, int], None] | None = None,
     lengths: Tensor | None = None,
     piece: int | None = None,
     graph: bool | None = None,
@@ -150,8 +150,8 @@ def sample(
         known, mask: at every step x0 <- known * mask + x0 * (1 - mask); known of `shape`, mask in [0, 1] broadcasting.
         correct: makes of the network's prediction (B, frames, features) of a step, which it may overwrite, the one that
             the step goes on with, before known and mask. It sees all frames: the motion is then in one piece.
-        guide: called after each step with the new state (B, frames, features), which it may change in place, and the
-            timestep that the state is at; -1 for the clean one at the end.
+        guide: called after each step with the new state (B, frames, features), which it may change in place, the
+            timestep that the state is at, -1 for the clean one at the end, and the one that the step began at.
         lengths: (B,) int, real frames, handed to the model.
         piece: frames of a piece; default 2048 where the network is local and the motion longer than twice that,
             otherwise all. Needs a local network where it is less than the motion.
@@ -229,7 +229,7 @@ def sample(
     for i in range(len(plan)):
         loop.step(i, given(plan.timesteps[i]) if plan.draws and i + 1 < len(plan) else None)
         if guide is not None:
-            guide(x, plan.timesteps[i + 1] if i + 1 < len(plan) else -1)
+            guide(x, plan.timesteps[i + 1] if i + 1 < len(plan) else -1, plan.timesteps[i])
         if on_step is not None:
             on_step(i + 1)
     return x.transpose(1, 2)

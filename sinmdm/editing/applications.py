@@ -1,9 +1,9 @@
 """The edits of Raab et al. 2024 and some more: each makes an `Edit` of a run, for `apply`.
 
-`reference` is the motion that is edited: a clip of the run's skeleton, by default the one that the run was trained on.
-It is taken at the run's frame rate. Frames are those of the run's rate, from 0; a span is (first frame, frame after the
-last). `width` is how many frames of a given span, towards what is generated, are a transition: default 10, less where
-the span is short.
+`reference` is the motion that is edited: a clip of the run's joints (bones of other lengths are made the run's), by
+default the one that the run was trained on. It is taken at the run's frame rate. Frames are those of the run's rate,
+from 0; a span is (first frame, frame after the last). `width` is how many frames of a given span, towards what is
+generated, are a transition: default 10, less where the span is short.
 
 Raises: every function raises ValueError naming the argument that is not as it should be.
 """
@@ -14,17 +14,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..checks import check_at_least
 from ..motion import Clip, Layout, Motion
+from ..motion.features import ClipLayout
 from ..run import Run
 from .edit import Edit, EditError
 from .harmony import Harmony
 from .joints import select_joints
 from .meeting import Meets
-from .spans import Span, check_spans, others, span_mask
+from .spans import Span, check_pairs, check_spans, others, span_mask
 
 
 def in_between(
@@ -73,7 +75,7 @@ def expand(
     for name, count in (("before", before), ("after", after)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise EditError(f"{name} must be a whole number of frames, 0 or more, got {count!r}")
-    places = sorted(insert)
+    places = sorted(check_pairs("insert", insert))
     for at, count in places:
         if not 0 < at < len(known) or count < 1:
             raise EditError(f"insert must be at a frame from 1 to {len(known) - 1}, 1 frame or more, got {at}:{count}")
@@ -84,7 +86,9 @@ def expand(
     cuts = [0, *(at for at, _ in places), len(known)]
     pieces, at = [], before
     for index, (begin, end) in enumerate(pairwise(cuts)):
-        pieces.append(_Piece(known[begin:end], at, source, begin, index == 0))
+        # A motion that cannot be moved as a whole begins where its features do, and so with what comes before it.
+        placed = index == 0 and (before == 0 or isinstance(run.layout, ClipLayout))
+        pieces.append(_Piece(known[begin:end], at, source, begin, placed))
         at += end - begin + (places[index][1] if index < len(places) else 0)
     return _timeline(run, at + after, pieces, width)
 
@@ -119,6 +123,7 @@ def keyframes(
     check_at_least(1, frames=frames)
     if not poses:
         raise EditError("poses must have at least one pose")
+    poses = check_pairs("poses", poses)
     for at, frame in poses:
         if not 0 <= at < frames:
             raise EditError(f"poses must be at frames from 0 to {frames - 1} of the result, got {at}")
@@ -152,51 +157,74 @@ def compose(
     return Edit(run.layout.starting(source), known, mask)
 
 
-def follow(
-    run: Run,
-    points: Sequence[tuple[int, float, float]] | Tensor,
-    frames: int | None = None,
-    *,
-    reference: Motion | None = None,
-) -> Edit:
-    """A motion whose root goes a given way: rows (frame, x, z) in the motion file's units, one a frame or a few.
+def follow(run: Run, points: Sequence[tuple[int, float, float]] | Tensor, frames: int | None = None) -> Edit:
+    """A motion whose root goes a given way: rows (frame, x, z) in the motion file's units, one a frame, or a few that a
+    smooth curve is laid through.
 
-    frames: length; default up to the last point.
-    reference: not edited, but the motion begins where it does if no point is at frame 0.
+    frames: length; default up to the last point. Before the first and after the last the way is the network's.
     """
-    _, source = encoded(run, reference)
-    way = torch.as_tensor(points, dtype=torch.float64)
+    layout = run.layout
+    if not layout.paths:
+        raise EditError("points are of a root's way, and this run's features have no root")
+    try:
+        way = torch.as_tensor(points, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EditError(f"points must be rows (frame, x, z) of numbers, got {points!r}") from error
     if way.ndim != 2 or way.shape[1] != 3 or len(way) < 2 or not bool(way.isfinite().all()):
         raise EditError(f"points must be two or more finite rows (frame, x, z), got shape {tuple(way.shape)}")
-    at, places = way[:, 0].round().long(), way[:, 1:]
-    if bool((at.diff() <= 0).any()) or int(at[0]) < 0:
-        raise EditError(f"points must be at rising frames from 0 on, got {at.tolist()}")
+    at, places = way[:, 0].long(), way[:, 1:]
+    if bool((at.diff() <= 0).any()) or int(at[0]) < 0 or not torch.equal(at.double(), way[:, 0]):
+        raise EditError(f"points must be at rising whole frames from 0 on, got {way[:, 0].tolist()}")
     frames = int(at[-1]) + 1 if frames is None else frames
     if not int(at[-1]) < frames:
         raise EditError(f"frames must be more than the last point's frame {int(at[-1])}, got {frames}")
-    layout = run.layout
+    if not isinstance(layout, ClipLayout):  # cannot be moved as a whole
+        if int(at[0]) == 0 and bool((places[0] != 0).any()):
+            raise EditError(f"points of this layout must begin at x = 0, z = 0, where its motions do, got {places[0]}")
+        if int(at[0]) > 0:
+            at, places = torch.cat([at.new_zeros(1), at]), torch.cat([places.new_zeros(1, 2), places])
     known, mask = torch.zeros(frames, layout.size), torch.zeros(frames, layout.size)
-    if layout.paths:
-        free = [Meets(at[:0], torch.zeros(0, len(path.begin))) for path in layout.paths[:-1]]
-        meets = (*free, Meets(at, places * layout.unit))
-        return Edit(layout, known, mask, meets, place=(int(at[0]), (float(places[0, 0]), float(places[0, 1]))))
-    if layout.place_features is None:
-        raise EditError("points need features with a root, which this run's have not")
-    where = at[:, None], layout.place_features
-    known[where], mask[where] = (places * layout.unit).float(), 1.0
-    return Edit(layout.starting(source), known, mask)
+    free = [Meets(at[:0], torch.zeros(0, len(path.begin))) for path in layout.paths[:-1]]
+    every = torch.arange(int(at[0]), int(at[-1]) + 1)
+    meets = (*free, Meets(every, _smooth(at, places) * layout.unit))
+    return Edit(layout, known, mask, meets, place=(int(at[0]), (float(places[0, 0]), float(places[0, 1]))))
+
+
+def _smooth(at: Tensor, places: Tensor) -> Tensor:
+    """A curve through places (m, k) at rising frames (m,), a row a frame: cubic between points, and at each with the
+    slope of the parabola through it and its neighbours. Along an evenly timed line the speed is even."""
+    time = at.double()
+    step, slope = time.diff()[:, None], places.diff(dim=0) / time.diff()[:, None]
+    inner = (slope[:-1] * step[1:] + slope[1:] * step[:-1]) / (step[1:] + step[:-1])
+    if len(at) > 2:
+        ends = 2 * slope[[0, -1]] - inner[[0, -1]]
+        tangents = torch.cat([ends[:1], inner, ends[1:]])
+    else:
+        tangents = slope.expand(2, -1)
+    frame = torch.arange(int(at[0]), int(at[-1]) + 1)
+    part = (torch.searchsorted(at, frame, right=True) - 1).clamp(0, len(at) - 2)
+    h = step[part]
+    u = (frame[:, None] - time[part, None]) / h
+    one, other = places[part], places[part + 1]
+    return (
+        one * (1 + 2 * u) * (1 - u) ** 2 + other * u**2 * (3 - 2 * u)
+        + h * u * (1 - u) * (tangents[part] * (1 - u) - tangents[part + 1] * u)
+    )  # fmt: skip
 
 
 def way_of(run: Run, motion: Motion) -> list[tuple[int, float, float]]:
     """The root's way in a motion of any skeleton, at the run's rate, as `follow` takes it: a point a frame."""
     if not isinstance(motion, Clip):
         raise EditError("a way is that of a clip with a root, not of an array")
-    places = (motion if run.fps is None else motion.thin(run.fps)).translations()[:, 0].tolist()
-    return [(frame, x, z) for frame, (x, _, z) in enumerate(places)]
+    places = motion.translations()[:, 0].numpy()
+    fps = motion.fps if run.fps is None else run.fps
+    frames = np.arange(int((len(motion) - 1) * fps / motion.fps + 1e-6) + 1)
+    x, z = (np.interp(frames * motion.fps / fps, np.arange(len(motion)), places[:, axis]) for axis in (0, 2))
+    return list(zip(frames.tolist(), x.tolist(), z.tolist(), strict=True))
 
 
 def harmonise(run: Run, reference: Motion, *, factor: int = 2, until: float = 0.02, compat: bool = False) -> Edit:
-    """Style transfer: the reference's slow content in the way that the run's clip moves. See `Harmony`."""
+    """Style transfer: the reference's slow content in the way that the run's clip moves. Options: see `Harmony`."""
     known, source = encoded(run, reference)
     if compat and len(known) % 2:
         known = known[:-1]
@@ -211,6 +239,8 @@ def loop(run: Run, frames: int, *, travel: bool = False) -> Edit:
     travel: the root may end elsewhere than it began, each round a stretch further; otherwise its way is closed, too.
     """
     check_at_least(2, frames=frames)
+    if travel and any(path.absolute for path in run.layout.paths):
+        raise EditError(f"travel needs a way that is held by steps, and features of {run.layout.kind!r} hold places")
     empty = torch.zeros(frames, run.layout.size)
     meets: tuple[Meets, ...] = ()
     if not travel:
@@ -231,15 +261,26 @@ class _Piece:
 
 
 def encoded(run: Run, motion: Motion | None, name: str = "reference") -> tuple[Tensor, Motion]:
-    """Features (frames, size) of a motion at the run's rate, and the motion."""
+    """Features (frames, size) of a motion at the run's rate, and the motion. Raises EditError where it does not fit."""
     if motion is None:
         return run.layout.encode(run.motion), run.motion
-    if isinstance(motion, Clip) and run.fps is not None:
-        motion = motion.thin(run.fps)
+    if isinstance(motion, Clip) and isinstance(run.motion, Clip):
+        motion = _of_skeleton(run.motion, motion.thin(run.motion.fps))
     try:
         return run.layout.encode(motion), motion
     except ValueError as error:
         raise EditError(f"{name} does not fit the run: {error}") from error
+
+
+def _of_skeleton(own: Clip, other: Clip) -> Clip:
+    """Another clip on `own`'s skeleton, where the two have the same joints: its rotations on own's bones, its root's
+    way in proportion to the size. As it is where it is that skeleton already, or one of other joints."""
+    skeleton = own.skeleton
+    if other.skeleton == skeleton or (other.names, other.parents) != (own.names, own.parents):
+        return other
+    translations = torch.from_numpy(own.offsets).repeat(len(other), 1, 1)
+    translations[:, 0] = other.translations()[:, 0] * (skeleton.reach() / other.skeleton.reach())
+    return Clip.from_motion(skeleton, other.rotations(), translations, other.frame_time)
 
 
 def _timeline(run: Run, frames: int, pieces: Sequence[_Piece], width: int | None) -> Edit:
@@ -254,32 +295,48 @@ def _timeline(run: Run, frames: int, pieces: Sequence[_Piece], width: int | None
         before, after = begin > ends[index], begins[index + 1] > end
         own = span_mask(end - begin, before, after, width)
         known[begin:end], mask[begin:end] = piece.features, own[:, None]
-        if end - begin == 1:
-            for path in layout.paths:  # a pose has no speed
-                mask[begin, path.features] = 0
+        for path in layout.paths:  # a pose has no speed, and a piece that may lie anywhere no places
+            if end - begin == 1 or (path.absolute and not piece.placed):
+                mask[begin:end, path.features] = 0
         seams += [begin] * before + [end] * after
-        kept = (own == 1).nonzero().flatten()
-        if piece.placed:
-            anchors.append((piece, int(kept[0]), int(kept[-1])))
+        kept = (own == 1).nonzero().flatten().tolist()
+        anchors.append((piece, [kept[0], kept[-1]]))
     place = None
-    if anchors and isinstance(start := anchors[0][0].source, Clip):
-        piece, first, _ = anchors[0]
-        x, _, z = start.slice(piece.frame + first, piece.frame + first + 1).translations()[0, 0].tolist()
-        place = (piece.at + first, (x, z))
+    for piece, (first, _) in anchors:
+        if piece.placed and isinstance(source := piece.source, Clip):
+            x, _, z = source.slice(piece.frame + first, piece.frame + first + 1).translations()[0, 0].tolist()
+            place = (piece.at + first, (x, z))
+            break
     begun = layout.starting(pieces[0].source)
     return Edit(begun, known, mask, _meets(layout, anchors), place, seams=tuple(sorted(set(seams))), settles=True)
 
 
-def _meets(layout: Layout, anchors: Sequence[tuple[_Piece, int, int]]) -> tuple[Meets, ...]:
-    """What each path has to meet: its values in pieces' sources at two frames of each, counted in the piece."""
-    at = [piece.at + frame for piece, *kept in anchors for frame in sorted(set(kept))]
+def _meets(layout: Layout, anchors: Sequence[tuple[_Piece, list[int]]]) -> tuple[Meets, ...]:
+    """What each path has to meet: its values in placed pieces' sources at two frames of each, counted in the piece. Of
+    a piece that may lie anywhere a path that is held by places has to keep the steps."""
     out = []
+    ways: dict[tuple[int, int], Tensor] = {}
     for number, path in enumerate(layout.paths):
-        values = [torch.zeros(0, len(path.begin), dtype=torch.float64)]
-        for piece, *kept in anchors:
-            way = layout.starting(piece.source).paths[number].values(layout.encode(piece.source))
-            values.append(way[[piece.frame + frame for frame in sorted(set(kept))]])
-        out.append(Meets(torch.tensor(at, dtype=torch.int64), torch.cat(values)))
+        at: list[int] = []
+        values, breaks = [torch.zeros(0, len(path.begin), dtype=torch.float64)], set()
+        tied = False  # whether what comes next is tied to what was last
+        for piece, kept in anchors:
+            if not piece.placed and not path.absolute:
+                continue
+            frames = sorted(set(kept)) if piece.placed else list(range(len(piece.features)))
+            key = id(piece.source), number
+            if key not in ways:
+                own = layout.starting(piece.source)
+                ways[key] = own.paths[number].values(own.encode(piece.source))
+            if at and not (tied and piece.placed):
+                breaks.add(len(at) - 1)
+            elif not at and piece.placed and piece.at + frames[0] > 0 and not isinstance(layout, ClipLayout):
+                at.append(0)  # cannot be moved as a whole: where it begins is given, too
+                values.append(path.begin[None].double())
+            at += [piece.at + frame for frame in frames]
+            values.append(ways[key][[piece.frame + frame for frame in frames]])
+            tied = piece.placed
+        out.append(Meets(torch.tensor(at, dtype=torch.int64), torch.cat(values), frozenset(breaks)))
     return tuple(out)
 
 
@@ -287,6 +344,8 @@ def _features_of(layout: Layout, names: Sequence[str]) -> Tensor:
     """(size,) bool: the features of the joints that names stand for."""
     if layout.hierarchy is None:
         raise EditError("joints are those of a skeleton, and this run was trained on an array")
+    if isinstance(names, str):
+        raise EditError(f"joints must be a list of names, got {names!r}")
     chosen = select_joints(*layout.hierarchy, names)
     out = torch.zeros(layout.size, dtype=torch.bool)
     for joint in chosen:

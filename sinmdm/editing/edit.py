@@ -15,7 +15,7 @@ from ..diffusion import plan_steps, sample
 from ..diffusion.circular import Circular
 from ..kernels.philox import check_seed
 from ..motion import Clip, Layout, Motion
-from ..run import DEFAULT_BATCH, Run, device_named
+from ..run import Run, default_batch, device_named
 from .harmony import Harmony
 from .meeting import Meeting, Meets
 from .settling import Settling
@@ -100,6 +100,7 @@ def apply(
     steps: int | Sequence[int] | None = None,
     spacing: str = "trailing",
     eta: float | None = None,
+    batch_size: int | None = None,
     device: torch.device | str | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Motion]:
@@ -108,7 +109,8 @@ def apply(
     Args:
         run: the model.
         edit: what is given, made for this run.
-        n, seed, sampler, steps, spacing, eta, device, on_step: as `Run.features`.
+        n, seed, sampler, steps, spacing, eta, batch_size, device, on_step: as `Run.features`. An edit with places to
+            meet, seams or a circle is made in one piece: its memory grows with its length.
 
     Returns:
         n motions.
@@ -116,8 +118,9 @@ def apply(
     Raises:
         ValueError: an argument that is not as above.
     """
-    return [decoded(edit, x) for x in features(run, edit, n, seed=seed, sampler=sampler, steps=steps, spacing=spacing,
-                                               eta=eta, device=device, on_step=on_step)]  # fmt: skip
+    options = {"sampler": sampler, "steps": steps, "spacing": spacing, "eta": eta}
+    made = features(run, edit, n, seed=seed, batch_size=batch_size, device=device, on_step=on_step, **options)
+    return [decoded(edit, x) for x in made]
 
 
 def features(
@@ -126,13 +129,20 @@ def features(
     n: int = 1,
     *,
     seed: int = 0,
+    batch_size: int | None = None,
     device: torch.device | str | None = None,
     on_step: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> list[Tensor]:
     """As `apply`, but features (frames, size) float32, in the motion's own units; where `mask` is 1, `known`."""
-    check_at_least(1, n=n)
+    batch_size = default_batch(len(edit)) if batch_size is None else batch_size
+    check_at_least(1, n=n, batch_size=batch_size)
     check_seed(seed)
+    if (edit.layout.kind, edit.layout.size) != (run.layout.kind, run.layout.size):
+        raise EditError(
+            f"edit must be one of this run: it has {edit.layout.size} features of {edit.layout.kind!r}, the run "
+            f"{run.layout.size} of {run.layout.kind!r}"
+        )
     where = device_named(device)
     normalizer = run.normalizer.to(where)
     known, mask = normalizer.apply(edit.known.to(where)), edit.mask.to(where)
@@ -146,10 +156,10 @@ def features(
         predicted = predicted if settling is None else settling(predicted)
         return predicted if meeting is None else meeting(predicted)
 
-    begins = range(0, n, DEFAULT_BATCH)
+    begins = range(0, n, batch_size)
     out: list[Tensor] = []
     for number, begin in enumerate(begins):
-        count = min(DEFAULT_BATCH, n - begin)
+        count = min(batch_size, n - begin)
         shape = (count, edit.layout.size, len(edit))
 
         def report(done: int, number: int = number) -> None:
@@ -161,7 +171,8 @@ def features(
         if edit.harmony is not None:
             guide = edit.harmony.guide(run.schedule, normalizer, seed=seed, first_sample=begin, count=count)
         x = sample(
-            network, shape, run.schedule, seed=seed, device=where, first_sample=begin, graphs=run.graphs,
+            network, shape, run.schedule, seed=seed, device=where, first_sample=begin,
+            graphs=None if edit.circular else run.graphs,  # a circle's network is made for one call
             on_step=report, variance=run.preset.variance, correct=correct if settling or meeting else None,
             guide=guide, **blend, **options,
         )  # fmt: skip
@@ -177,10 +188,7 @@ def decoded(edit: Edit, x: Tensor) -> Motion:
     if edit.place is None or not isinstance(motion, Clip):
         return motion
     frame, place = edit.place
-    now = motion.slice(frame, frame + 1).translations()[0, 0]
-    values = motion.values.copy()
-    columns = motion.skeleton.channel_slices[0]
-    for name, target, at in (("Xposition", place[0], now[0]), ("Zposition", place[1], now[2])):
-        if name in motion.skeleton.channels[0]:
-            values[:, columns.start + motion.skeleton.channels[0].index(name)] += target - float(at)
-    return Clip(motion.skeleton, values, motion.frame_time)
+    begin, now = motion.slice(0, 1).translations()[0, 0], motion.slice(frame, frame + 1).translations()[0, 0]
+    if not {"Xposition", "Zposition"} <= set(motion.skeleton.channels[0]):
+        return motion
+    return motion.placed(float(begin[0] - now[0]) + place[0], float(begin[2] - now[2]) + place[1])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..kernels import Schedule, q_sample
 from ..motion import Normalizer
 
+PUBLISHED_LAST = 20  # the timestep from which on the published code leaves the model alone
 HARMONY_STEP = 0x80000000  # | timestep: the counter word of harmonisation's own draw
 
 
@@ -31,9 +32,9 @@ class Harmony:
 
     reference: (frames, size) float32 features, in the motion's own units.
     factor: how slow: of changes faster than about `factor` frames nothing is taken over; 1 takes everything.
-    until: share of the diffusion, 0 to 1, below whose timesteps the model is left alone. The published code stops at
-        timestep 20 of 1000.
-    compat: whether the reference is noised as in the published code, for the timestep before (a level too much).
+    until: share of the diffusion, 0 to 1: from timestep until * T on, the model is left alone.
+    compat: as the published code: the reference is noised for the timestep that the step began at, a level too much,
+        and the model is left alone from timestep 20 on, whatever `until`.
     """
 
     reference: Tensor
@@ -51,17 +52,15 @@ class Harmony:
 
     def guide(
         self, schedule: Schedule, normalizer: Normalizer, *, seed: int, first_sample: int, count: int
-    ) -> Callable[[Tensor, int], None]:
+    ) -> Callable[[Tensor, int, int], None]:
         """`guide` of `sinmdm.diffusion.sample` for `count` samples: x <- x - slow(x) + slow(reference, noised as x)."""
         reference = normalizer.apply(self.reference.to(normalizer.mean.device)).expand(count, -1, -1)
         samples = torch.arange(first_sample, first_sample + count, device=reference.device)
-        before = len(schedule) - 1  # the timestep that the step began at
+        last = PUBLISHED_LAST if self.compat else int(self.until * len(schedule) + 1e-9)
 
-        def guide(x: Tensor, timestep: int) -> None:
-            nonlocal before
-            began, before = before, timestep
+        def guide(x: Tensor, timestep: int, began: int) -> None:
             level = began if self.compat else timestep
-            if level <= self.until * len(schedule):
+            if level <= last:
                 return
             noised = q_sample(reference, level, schedule, seed=seed, step=HARMONY_STEP | level, sample=samples)
             x += low_pass(noised - x, self.factor)

@@ -21,15 +21,17 @@ def joint_named(names: Sequence[str], name: str) -> int:
 
     Raises: ValueError naming the nearest matches, where none or several have it.
     """
-    for known in (list(names), [short_name(n) for n in names], [short_name(n).lower() for n in names]):
-        wanted = name if known[0] in names else short_name(name)
-        found = [joint for joint, own in enumerate(known) if own in (name, wanted, name.lower())]
+    for key in (str, short_name, lambda text: short_name(text).lower()):
+        found = [joint for joint, own in enumerate(names) if key(own) == key(name)]
         if len(found) == 1:
             return found[0]
         if found:
             raise ValueError(f"joint {name!r} stands for {len(found)}: {', '.join(names[joint] for joint in found)}")
-    near = difflib.get_close_matches(short_name(name).lower(), [short_name(n).lower() for n in names], 3, 0.4)
-    close = [n for n in names if short_name(n).lower() in near]
+    wanted = short_name(name).lower()
+    close = [own for own in names if wanted and wanted in own.lower()][:8]
+    if not close:
+        near = difflib.get_close_matches(wanted, [short_name(own).lower() for own in names], 3, 0.4)
+        close = [own for own in names if short_name(own).lower() in near]
     raise ValueError(
         f"there is no joint {name!r}; "
         + (f"did you mean {', '.join(close)}?" if close else f"there are {_list(names)}")

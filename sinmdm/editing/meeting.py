@@ -22,13 +22,15 @@ from ..motion.paths import Path
 
 @dataclass(frozen=True, eq=False)
 class Meets:
-    """Values of one path at some frames: frames (m,) rising, values (m, k). Only their differences matter.
+    """Values of one path at some frames: frames (m,) rising, values (m, k). Only their differences matter, and none
+    between a frame numbered in `breaks` (which of the m) and the next.
 
     Raises: ValueError where the frames do not rise, or there are not as many values.
     """
 
     frames: Tensor
     values: Tensor
+    breaks: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or len(self.values) != len(self.frames):
@@ -36,25 +38,36 @@ class Meets:
         if bool((self.frames.diff() <= 0).any()):
             raise ValueError(f"frames must rise, got {self.frames.tolist()}")
 
+    @property
+    def ties(self) -> list[int]:
+        """Which of the frames are tied to the next one."""
+        return [number for number in range(len(self.frames) - 1) if number not in self.breaks]
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """Which of the frames are tied together, all of them."""
+        edges = [0, *(number + 1 for number in sorted(self.breaks)), len(self.frames)]
+        return [list(range(begin, end)) for begin, end in pairwise(edges) if begin < end]
+
 
 class _Gaps:
     """Stretches of frames, each with the sum that a path's steps must have in it."""
 
     def __init__(self, meets: Meets, frames: int, circular: bool) -> None:
-        at, values = meets.frames.tolist(), meets.values.double()
-        self.total = values[1:] - values[:-1]
-        owner = torch.full((frames,), len(at), dtype=torch.int64)  # a last one that nobody looks at
+        at, values, ties = meets.frames.tolist(), meets.values.double(), meets.ties
+        self.total = torch.cat([values[:0], *(values[i + 1 : i + 2] - values[i : i + 1] for i in ties)])
+        self.count = len(ties)
+        owner = torch.full((frames,), -1, dtype=torch.int64)
         shape = torch.ones(frames, dtype=torch.float64)
-        for gap, (first, last) in enumerate(pairwise(at)):
+        for gap, number in enumerate(ties):
+            first, last = at[number], at[number + 1]
             span = torch.arange(first + 1, last + 1)
             owner[span] = gap
             shape[span] = torch.sin(math.pi * (span.double() - first - 0.5) / (last - first)).square()
-        self.count = max(len(at) - 1, 0)
         if circular:  # once round: from the last given place to the first, or from the first frame to itself
-            rest = owner == len(at)
-            owner[rest], self.count = self.count, self.count + 1
-            self.total = torch.cat([self.total, (values[:1] - values[-1:])])
-        owner[owner >= self.count] = self.count
+            owner[owner < 0], self.count = self.count, self.count + 1
+            self.total = torch.cat([self.total, values[:1] - values[-1:]])
+        owner[owner < 0] = self.count  # a last one that nobody looks at
         self.owner, self.shape = owner, shape
 
     def sums(self, steps: Tensor) -> Tensor:

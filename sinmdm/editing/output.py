@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ REPORT = "edit.json"
 
 
 def write_edit(
-    folder: Path, run: Run, edit: Edit, n: int = 1, *, mode: str = "edit", seed: int = 0, **options: Any
+    folder: Path,
+    run: Run,
+    edit: Edit,
+    n: int = 1,
+    *,
+    said: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Make `n` motions of an edit and write them to an existing folder.
 
@@ -25,7 +33,7 @@ def write_edit(
     given, and edit.json: how well the given parts and places were kept, and how smooth the seams are.
 
     Args:
-        mode: what kind of edit it is, for edit.json.
+        said: what was asked for, as JSON takes it, for edit.json.
         seed, options: as `apply`.
 
     Returns:
@@ -50,6 +58,6 @@ def write_edit(
             np.stack(places), np.full(n, len(edit)), *edit.layout.hierarchy, edit.layout.frame_time,
             tuple(Path(each["file"]).stem for each in reports), given,
         ).write(folder / RESULTS)  # fmt: skip
-    said = {"mode": mode, "seed": seed, "frames": len(edit), "seams": list(edit.seams), "motions": reports}
-    write_text(folder / REPORT, json.dumps(said, indent=2) + "\n")
+    written = {**(said or {}), "seed": seed, "frames": len(edit), "motions": reports}
+    write_text(folder / REPORT, json.dumps(written, indent=2, allow_nan=False) + "\n")
     return reports

@@ -13,12 +13,24 @@ WIDTH = 10  # frames of a transition, where the span has room for it
 Span = tuple[int, int]
 
 
+def check_pairs(name: str, pairs: object) -> list[tuple[int, int]]:
+    """The pairs of frames. Raises: ValueError where they are no pairs of whole numbers."""
+    wanted = isinstance(pairs, Sequence) and all(
+        isinstance(pair, Sequence) and len(pair) == 2 and all(type(frame) is int for frame in pair) for pair in pairs
+    )
+    if not wanted:
+        raise ValueError(f"{name} must be pairs of whole numbers of frames, got {pairs!r}")
+    return [(begin, end) for begin, end in pairs]  # type: ignore[attr-defined]
+
+
 def check_spans(name: str, spans: Sequence[Span], frames: int) -> list[Span]:
     """The spans (first frame, frame after the last) in order. Raises: ValueError where one is empty, outside, or
     overlaps another, or there is none."""
     if not spans:
         raise ValueError(f"{name} must have at least one span")
-    for begin, end in spans:
+    for begin, end in check_pairs(name, spans):
+        if begin >= end:
+            raise ValueError(f"{name} must end after they begin, begin:end, got {begin}:{end}")
         if not 0 <= begin < end <= frames:
             raise ValueError(f"{name} must lie within the {frames} frames, begin:end, got {begin}:{end}")
     ordered = sorted(spans)

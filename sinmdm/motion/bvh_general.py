@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .clip import Clip, ClipChunks
 from .features import Group, Motion, require_frames
+from .paths import Path, absolute_path
 from .published import PublishedLayout
 
 
@@ -81,8 +82,8 @@ class GeneralLayout(PublishedLayout):
         return tuple(self._places[row:end].flatten() for row, end in zip(self._joints, ends, strict=True))
 
     @property
-    def place_features(self) -> Tensor:
-        return torch.tensor([0, 2])
+    def paths(self) -> tuple[Path, ...]:
+        return (absolute_path(torch.tensor([0, 2])),)
 
     @property
     def groups(self) -> tuple[Group, ...]:

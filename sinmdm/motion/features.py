@@ -88,14 +88,9 @@ class Layout(ABC):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """What the features hold by steps, each after what it depends on (a heading before the way over the ground,
-        which is last); empty where nothing is."""
+        """What a motion carries on from frame to frame, each after what it depends on: a heading before the way over
+        the ground, which is last. Empty where nothing is known of that."""
         return ()
-
-    @property
-    def place_features(self) -> Tensor | None:
-        """(2,) int64: the features that hold the root's x and z as places; None where `paths` or nothing holds them."""
-        return None
 
     @property
     def unit(self) -> float:

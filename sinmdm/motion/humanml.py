@@ -31,7 +31,6 @@ NAMES = (
 PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19)
 _TURN, _WAY, _HEIGHT = slice(0, 1), slice(1, 3), slice(3, 4)
 _PLACES, _ROTATIONS, _VELOCITIES, _CONTACTS = slice(4, 67), slice(67, 193), slice(193, 259), slice(259, 263)
-_FEET = (7, 10, 8, 11)  # the joints of the contacts
 _ARRAY = ArrayLayout(SIZE)
 # Contacts are 0 or 1. What half a digit of bfloat16 makes of them, normalised and back, is nearer than this.
 _ROUNDED = 0.01
@@ -53,6 +52,7 @@ class HumanMLLayout(Layout):
     """
 
     kind: ClassVar[str] = "humanml"
+    contacts: ClassVar[tuple[int, ...]] = (7, 10, 8, 11)  # the joints of the last group
 
     frame_time = 0.05
 
@@ -89,7 +89,7 @@ class HumanMLLayout(Layout):
         for joint in range(1, 22):
             own[joint] += range(_PLACES.start + 3 * joint - 3, _PLACES.start + 3 * joint)
             own[joint] += range(_ROTATIONS.start + 6 * joint - 6, _ROTATIONS.start + 6 * joint)
-        for place, joint in enumerate(_FEET):
+        for place, joint in enumerate(self.contacts):
             own[joint].append(_CONTACTS.start + place)
         return tuple(torch.tensor(sorted(features)) for features in own)
 
@@ -141,7 +141,7 @@ class HumanMLLayout(Layout):
             root = way(_turned(steps[:-1, 1:], cosine[:, 0], sine[:, 0]))
             joints = torch.cat([torch.zeros(len(features), 1, 3), features[:, _PLACES].unflatten(1, (-1, 3))], dim=1)
             joints[..., [0, 2]] = _turned(joints[..., [0, 2]], cosine, sine) + root[:, None]
-            joints[:, 0, 1:] = torch.cat([features[:, _HEIGHT], root[:, 1:]], dim=1)
+            joints[:, 0, 1] = features[:, _HEIGHT.start]
             return joints
 
         return place
@@ -182,18 +182,27 @@ def read_statistics(path: str | os.PathLike[str]) -> Tensor:
 
 
 def read_humanml(
-    path: str | os.PathLike[str], normalised: bool, mean: Tensor | None = None, std: Tensor | None = None
+    path: str | os.PathLike[str],
+    normalised: bool,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    *,
+    generated: bool = False,
 ) -> Tensor:
     """A file of HumanML3D features in raw units: (frames, 263) float32.
 
     path: .npy of shape (frames, 263), (263, 1, frames) or (1, 263, frames); nothing is unpickled.
     normalised: whether the file holds (features - mean) / std in place of the features.
     mean, std: (263,) each, those that the file was normalised with (`read_statistics`); None for a raw file.
+    generated: whether a model made the motion. Its contacts can be any numbers, so that what `normalised` says is
+        believed.
     Raises: ValueError naming the file where it is none of these, or its foot contacts (0 or 1) and heights (positive)
     show that it is not what `normalised` says; OSError where it cannot be opened.
     """
     normalizer = _normalizer(normalised, mean, std)
     features = _frames(pathlib.Path(path))
+    if generated:
+        return features if normalizer is None else normalizer.invert(features)
     doubt = _unlike_raw(features)
     if normalizer is None:
         if doubt:

@@ -16,7 +16,7 @@ from sinmdm import editing
 from sinmdm.editing import Edit, EditError
 from sinmdm.editing.edit import decoded, features
 from sinmdm.editing.report import kept_error
-from sinmdm.motion import Clip
+from sinmdm.motion import Clip, Skeleton
 from sinmdm.run import Run
 
 KINDS = ("sinmdm", "mixamo", "bvh_general")
@@ -104,7 +104,13 @@ class TestExpand:
             assert edit.seams == (5, 25, 28, 48, 54, 74)
             x = features(run, edit)[0]
             for begin, end, at in ((0, 20, 5), (20, 40, 28), (40, 60, 54)):
-                assert torch.equal(x[at : at + end - begin], known[begin:end])
+                made = x[at : at + end - begin]
+                if kind == "bvh_general" and begin:  # places are features here: the part is where the motion leads
+                    moved = made[:, [0, 2]] - known[begin:end, [0, 2]]
+                    assert float((moved - moved[:1]).abs().max()) < 1e-5
+                    assert float(moved[0].norm()) > 1e-3
+                    made = torch.cat([known[begin:end, :1], made[:, 1:2], known[begin:end, 2:3], made[:, 3:]], 1)
+                assert torch.equal(made, known[begin:end])
 
     def test_the_first_part_stays_in_its_place(self, people: dict[str, Run]) -> None:
         run = people["sinmdm"]
@@ -131,18 +137,25 @@ class TestExpand:
 
 
 class TestJoin:
+    @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("keep_places", [False, True])
-    def test_both_are_there(self, people: dict[str, Run], make_human: Callable[..., Clip], keep_places: bool) -> None:
-        run = people["mixamo"]
+    def test_both_are_there(
+        self, people: dict[str, Run], make_human: Callable[..., Clip], kind: str, keep_places: bool
+    ) -> None:
+        run = people[kind]
+        assert isinstance(run.motion, Clip)
         second = make_human(40, seed=0).slice(10)
         edit = editing.join(run, run.motion, second, gap=8, keep_places=keep_places, width=0)
-        x = features(run, edit)[0]
-        assert torch.equal(x[:60], run.layout.encode(run.motion))
-        assert torch.equal(x[68:], run.layout.encode(second))
-        motion = decoded(edit, x)
+        motion = decoded(edit, features(run, edit)[0])
         assert isinstance(motion, Clip)
-        error = (_root(motion)[68:, [0, 2]] - _root(second)[:, [0, 2]]).abs().max()
-        assert (error < 1e-4) == keep_places
+        for begin, clip in ((0, run.motion), (68, second)):
+            expected = run.layout.decode(run.layout.encode(clip))
+            assert isinstance(expected, Clip)
+            turned = (motion.rotations()[begin : begin + len(clip)] - expected.rotations()).abs().max()
+            assert float(turned) < 1e-6
+        moved = _root(motion)[68:, [0, 2]] - _root(second)[:, [0, 2]]
+        assert float((moved - moved[:1]).abs().max()) < 1e-4
+        assert (float(moved[0].norm()) < 1e-4) == keep_places
 
     def test_a_gap_of_nothing_is_refused(self, people: dict[str, Run]) -> None:
         with pytest.raises(ValueError, match="gap"):
@@ -238,6 +251,28 @@ class TestFollow:
             assert len(motion) == 60
             _arrives(motion, [3, 20, 49], torch.tensor([[1.0, -2.0], [3.0, 0.0], [0.0, 0.5]], dtype=torch.float64))
 
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_goes_there_smoothly(self, people: dict[str, Run], kind: str) -> None:
+        run = people[kind]
+        points = [(0, 0.0, 0.0), (30, 3.0, 0.0), (60, 6.0, 0.0), (90, 6.0, 3.0)]
+        motion = editing.apply(run, editing.follow(run, points))[0]
+        assert isinstance(motion, Clip)
+        steps = _root(motion)[:, [0, 2]].diff(dim=0)
+        assert torch.allclose(steps[:28], torch.tensor([0.1, 0.0], dtype=torch.float64), atol=1e-4)
+        assert float(steps.norm(dim=-1).max()) < 0.16
+        assert float(steps.diff(dim=0).norm(dim=-1).max()) < 0.03
+
+    @pytest.mark.parametrize(("fps", "points"), [(15, 60), (24, 75), (30, 60), (45, 40), (60, 30)])
+    def test_a_way_is_taken_at_the_runs_rate(self, people: dict[str, Run], fps: float, points: int) -> None:
+        run = people["sinmdm"]
+        assert isinstance(run.motion, Clip)
+        frames = round(points * fps / 30)
+        values = np.zeros((frames, run.motion.skeleton.channel_count))
+        values[:, 0] = np.arange(frames) / fps  # a unit a second
+        way = np.array(editing.way_of(run, Clip(run.motion.skeleton, values, 1 / fps)))
+        assert abs(len(way) - points) <= 1
+        assert np.allclose(way[:, 1], way[:, 0] / 30)
+
     def test_goes_the_way_of_another_motion_in_its_units(self, make_run: Any, make_human: Any) -> None:
         run = make_run(make_human(centimetres=True), "mixamo")
         other = make_human(30, seed=5, centimetres=True)
@@ -254,6 +289,8 @@ class TestFollow:
             ([(-1, 0.0, 0.0), (5, 1.0, 0.0)], None, "from 0 on"),
             ([(0, 0.0, 0.0), (5, float("nan"), 0.0)], None, "finite"),
             ([(0, 0.0, 0.0), (5, 1.0, 0.0)], 5, "more than the last point's frame 5, got 5"),
+            ([(0, 0.0, 0.0), (5.4, 1.0, 0.0)], None, "whole frames"),
+            ("x", None, "rows"),
         ],
     )
     def test_bad_points_are_named(self, people: dict[str, Run], points: Any, frames: Any, said: str) -> None:
@@ -320,6 +357,21 @@ class TestReference:
         with pytest.raises(EditError, match="second does not fit the run"):
             editing.join(people["sinmdm"], people["sinmdm"].motion, walking.motion)
 
+    def test_of_other_bones_is_made_the_runs(self, people: dict[str, Run]) -> None:
+        run = people["sinmdm"]
+        clip = run.motion
+        assert isinstance(clip, Clip)
+        rig = clip.skeleton
+        longer = Skeleton(rig.names, rig.parents, 2 * rig.offsets, rig.channels, rig.end_sites)
+        values = clip.values.copy()
+        values[:, :3] *= 2
+        edit = editing.in_between(run, generate=[(20, 30)], reference=Clip(longer, values, clip.frame_time))
+        same = editing.in_between(run, generate=[(20, 30)])
+        assert torch.allclose(edit.known, same.known, atol=1e-5)
+        other = Skeleton((*rig.names[:-1], "Tail"), rig.parents, rig.offsets, rig.channels, rig.end_sites)
+        with pytest.raises(EditError, match="another skeleton"):
+            editing.in_between(run, generate=[(20, 30)], reference=Clip(other, clip.values, clip.frame_time))
+
     def test_is_taken_at_the_runs_rate(self, people: dict[str, Run]) -> None:
         run = people["sinmdm"]
         assert isinstance(run.motion, Clip)
@@ -335,14 +387,12 @@ class TestReference:
 
 
 class TestApply:
-    def test_sample_k_does_not_depend_on_how_many(self, people: dict[str, Run], monkeypatch: Any) -> None:
-        from sinmdm.editing import edit as module
-
+    @pytest.mark.parametrize("harmony", [False, True])
+    def test_sample_k_does_not_depend_on_how_many(self, people: dict[str, Run], harmony: bool) -> None:
         run = people["sinmdm"]
-        edit = editing.in_between(run, generate=[(20, 30)])
+        edit = editing.harmonise(run, run.motion, factor=8) if harmony else editing.in_between(run, generate=[(20, 30)])
         whole = features(run, edit, 5, seed=4)
-        monkeypatch.setattr(module, "DEFAULT_BATCH", 2)
-        for one, other in zip(whole, features(run, edit, 5, seed=4), strict=True):
+        for one, other in zip(whole, features(run, edit, 5, seed=4, batch_size=2), strict=True):
             assert torch.allclose(one, other, rtol=0, atol=1e-5 * float(one.abs().max()))
         assert not torch.equal(whole[0], whole[1])
 
@@ -351,6 +401,24 @@ class TestApply:
         edit = editing.in_between(run, generate=[(20, 30)])
         features(run, edit, 17, steps=2, on_step=lambda done, total: said.append((done, total)))
         assert said == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+    def test_an_edit_of_another_run_is_refused(self, people: dict[str, Run]) -> None:
+        with pytest.raises(EditError, match="must be one of this run"):
+            editing.apply(people["mixamo"], editing.loop(people["sinmdm"], 9))
+
+    @pytest.mark.parametrize("spans", [[(1.5, 9)], (10, 20), [(True, 9)], "1:9", [(1, 2, 3)]])
+    def test_spans_are_pairs_of_whole_numbers(self, people: dict[str, Run], spans: Any) -> None:
+        for name in ("given", "generate"):
+            with pytest.raises(ValueError, match=f"{name} must be pairs of whole numbers"):
+                editing.in_between(people["sinmdm"], **{name: spans})
+        with pytest.raises(ValueError, match="insert must be pairs"):
+            editing.expand(people["sinmdm"], insert=spans)
+        with pytest.raises(ValueError, match="poses must be pairs"):
+            editing.keyframes(people["sinmdm"], 30, spans)
+
+    def test_one_name_is_no_list_of_names(self, people: dict[str, Run]) -> None:
+        with pytest.raises(EditError, match="joints must be a list of names, got 'Hips'"):
+            editing.compose(people["sinmdm"], generate="Hips")
 
     def test_zero_motions_are_refused(self, people: dict[str, Run]) -> None:
         with pytest.raises(ValueError, match="n must be"):
@@ -381,6 +449,28 @@ class TestHumanML:
             size = float(placed.abs().max())
             assert float((joints - placed)[kept].abs().max()) <= 60 * 8 * EPS * size
             assert float((joints - placed)[20:30].abs().max()) > 0.01
+
+    def test_a_motion_may_begin_with_what_is_generated(self, humanml: Run) -> None:
+        placed = humanml.layout.placer()(humanml.motion)
+        for edit in (
+            editing.in_between(humanml, generate=[(0, 15)], width=0),
+            editing.keyframes(humanml, 60, [(15, 15), (40, 40)], keep_places=True),
+        ):
+            joints = humanml.layout.placer()(features(humanml, edit)[0])
+            at = edit.given_frames.nonzero().flatten()
+            assert 0 < int(at[0]) <= 15
+            assert float((joints - placed)[at, 0][:, [0, 2]].abs().max()) < 1e-4
+        longer = editing.expand(humanml, before=10, width=0)
+        joints = humanml.layout.placer()(features(humanml, longer)[0])[10:]
+        span = joints[:, 0] - joints[:1, 0], placed[:, 0] - placed[:1, 0]
+        assert torch.allclose(span[0].norm(dim=-1), span[1].norm(dim=-1), atol=1e-4)  # the same way, elsewhere
+
+    def test_points_begin_where_motions_do(self, humanml: Run) -> None:
+        with pytest.raises(EditError, match="must begin at x = 0, z = 0"):
+            editing.follow(humanml, [(0, 5.0, 5.0), (20, 7.0, 6.0)])
+        joints = humanml.layout.placer()(features(humanml, editing.follow(humanml, [(9, 1.0, 2.0), (20, 2.0, 3.0)]))[0])
+        gone = joints[[9, 20]][:, 0, [0, 2]]
+        assert float((gone - torch.tensor([[1.0, 2.0], [2.0, 3.0]])).abs().max()) < 1e-4
 
     def test_goes_through_points(self, humanml: Run) -> None:
         edit = editing.follow(humanml, [(0, 0.0, 0.0), (20, 2.0, 1.0), (39, 0.0, 3.0)])

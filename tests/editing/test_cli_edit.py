@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from sinmdm.cli import main
+from sinmdm import editing
+from sinmdm.cli import _parser, main
+from sinmdm.editing import Edit
 from sinmdm.motion import Clip, Results, walker
+from sinmdm.run import load
 
 FAST = ("--quiet", "--steps", "2")
 
@@ -58,13 +62,14 @@ def test_every_mode_leaves_motions_results_and_a_report(run: Path, bvh: Path, tm
     assert sorted(path.name for path in out.iterdir()) == ["edit.json", "results.npz", "sample00.bvh", "sample01.bvh"]
     report = json.loads((out / "edit.json").read_text())
     assert (report["mode"], report["frames"]) == (mode, frames)
-    assert all(each["kept_error"] == 0 for each in report["motions"])
+    given = mode not in ("follow", "harmonise", "loop")
+    assert [each["kept_error"] for each in report["motions"]] == [0 if given else None] * 2
     results = Results.read(out / "results.npz")
     clip = Clip.read(out / "sample00.bvh")
     assert len(clip) == frames
     assert np.allclose(results.positions[0], clip.positions().numpy(), atol=1e-4)
     assert results.given is not None
-    assert results.given.any() == (mode not in ("follow", "harmonise", "loop"))
+    assert results.given.any() == given
     assert not results.given.all()
 
 
@@ -72,7 +77,74 @@ def test_the_published_masks_from_the_command_line(run: Path, tmp_path: Path) ->
     for mode, options in (("in-between", ["--prefix-end", "0.3"]), ("expand", ["--prefix-length", "0"])):
         assert main(["edit", str(run), mode, "--compat", *options, "--out", str(tmp_path / mode), *FAST]) == 0
     assert json.loads((tmp_path / "expand" / "edit.json").read_text())["frames"] == 69
-    assert json.loads((tmp_path / "in-between" / "edit.json").read_text())["seams"] == [18, 45]
+    said = json.loads((tmp_path / "in-between" / "edit.json").read_text())
+    assert [seam["frame"] for seam in said["motions"][0]["seams"]] == [18, 45]
+    assert (said["mode"], said["compat"], said["prefix_end"], said["steps"]) == ("in-between", True, 0.3, 2)
+
+
+def _made(run: Path, *arguments: str) -> tuple[Edit, argparse.Namespace]:
+    """The edit that a command line asks for, not carried out."""
+    parsed = _parser().parse_args(["edit", str(run), *arguments, "--out", "nowhere"])
+    return parsed.make(load(run), parsed), parsed
+
+
+def test_arguments_reach_the_edit(run: Path, bvh: Path, tmp_path: Path) -> None:
+    loaded, name = load(run), Clip.read(bvh).names[-1]
+
+    def same(one: Edit, other: Edit) -> bool:
+        meets = [(torch.equal(a.frames, b.frames), torch.equal(a.values, b.values), a.breaks == b.breaks)
+                 for a, b in zip(one.meets, other.meets, strict=True)]  # fmt: skip
+        alike = torch.equal(one.known, other.known), torch.equal(one.mask, other.mask), one.seams == other.seams
+        return all(alike) and all(map(all, meets)) and one.harmony == other.harmony and one.circular == other.circular
+
+    way = tmp_path / "way.csv"
+    way.write_text("time,x,z\n0,0,0\n1s,1.0,0.5\n")
+    clip = loaded.motion
+    spans = [(20, 30), (45, 60)]
+    for arguments, edit in (
+        (["in-between", "--generate", "20:30", "--generate", "1.5s:"], editing.in_between(loaded, generate=spans)),
+        (["in-between", "--given", ":20", "--width", "3"], editing.in_between(loaded, given=[(0, 20)], width=3)),
+        (["in-between", "--generate", "20:30", "--joints", name],
+         editing.in_between(loaded, generate=[(20, 30)], joints=[name])),
+        (["expand", "--before", "5", "--after", "1s", "--insert", "20:4", "--width", "2"],
+         editing.expand(loaded, before=5, after=30, insert=[(20, 4)], width=2)),
+        (["compose", "--keep", name], editing.compose(loaded, keep=[name])),
+        (["keyframes", "--length", "2s", "--pose", "0:3", "--pose", "1s:0.5s"],
+         editing.keyframes(loaded, 60, [(0, 3), (30, 15)])),
+        (["keyframes", "--length", "60", "--pose", "0:3", "--pose", "30:15", "--keep-places"],
+         editing.keyframes(loaded, 60, [(0, 3), (30, 15)], keep_places=True)),
+        (["follow", "--way", str(way), "--length", "50"],
+         editing.follow(loaded, [(0, 0.0, 0.0), (30, 1.0, 0.5)], 50)),
+        (["follow", "--way-of", str(bvh)], editing.follow(loaded, editing.way_of(loaded, clip))),
+        (["loop", "--length", "40"], editing.loop(loaded, 40)),
+        (["loop", "--length", "40", "--travel"], editing.loop(loaded, 40, travel=True)),
+        (["join", str(bvh), str(bvh), "--gap", "9"], editing.join(loaded, clip, clip, gap=9)),
+        (["join", str(bvh), str(bvh), "--keep-places", "--width", "4"],
+         editing.join(loaded, clip, clip, keep_places=True, width=4)),
+    ):  # fmt: skip
+        assert same(_made(run, *arguments)[0], edit), arguments
+    for arguments, harmony in (
+        (["--factor", "5", "--until", "0.3"], (5, 0.3, False)), ([], (2, 0.02, False)), (["--compat"], (2, 0.02, True)),
+    ):  # fmt: skip
+        made = _made(run, "harmonise", str(bvh), *arguments)[0].harmony
+        assert made is not None
+        assert (made.factor, made.until, made.compat) == harmony
+
+
+def test_a_published_harmonisation_has_an_even_length(run: Path, bvh: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.bvh"
+    Clip.read(bvh).slice(0, 41).write(odd)
+    assert len(_made(run, "harmonise", str(odd), "--compat")[0]) == 40
+    assert len(_made(run, "harmonise", str(odd))[0]) == 41
+
+
+def test_a_seed_is_another_motion(run: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert (
+            main(["edit", str(run), "loop", "--length", "9", "--seed", seed, "--out", str(tmp_path / name), *FAST]) == 0
+        )
+    a, b, c = ((tmp_path / name / "sample00.bvh").read_text() for name in "abc")
+    assert a == b != c
 
 
 def test_an_array_is_edited_in_time(tmp_path: Path) -> None:
@@ -91,6 +163,7 @@ def test_an_array_is_edited_in_time(tmp_path: Path) -> None:
     [
         (["in-between"], "give --given or --generate"),
         (["in-between", "--given", "0:10", "--given", "5:20"], "given must not overlap, but 0:10 and 5:20 do"),
+        (["in-between", "--given", "20:10"], "given must end after they begin, begin:end, got 20:10"),
         (["in-between", "--given", "0:61"], "given must lie within the 60 frames, begin:end, got 0:61"),
         (["in-between", "--given", "0:9s"], "given must lie within the 60 frames"),
         (["in-between", "--given", "0:60"], "given must leave something to generate"),

@@ -14,7 +14,7 @@ from sinmdm.editing import EditError, compat
 from sinmdm.editing.edit import decoded, features
 from sinmdm.editing.harmony import HARMONY_STEP, Harmony, low_pass
 from sinmdm.editing.meeting import Meeting, Meets
-from sinmdm.editing.report import arrival_error, kept_error, report, seam_roughness
+from sinmdm.editing.report import arrival_error, kept_error, report, roughness
 from sinmdm.editing.settling import SETTLING, Settling
 from sinmdm.kernels import Schedule, philox_normal
 from sinmdm.motion import Clip, Normalizer
@@ -160,10 +160,10 @@ class TestHarmony:
         harmony = Harmony(reference, factor=3, until=0.1, compat=as_published)
         guide = harmony.guide(schedule, IDENTITY, seed=7, first_sample=4, count=2)
         state = torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(1))
-        for timestep in (48, 30):
+        for timestep, began in ((48, 49), (30, 40)):
             before = state.clone()
-            guide(state, timestep)
-            level = {(False, 48): 48, (False, 30): 30, (True, 48): 49, (True, 30): 48}[as_published, timestep]
+            guide(state, timestep, began)
+            level = began if as_published else timestep
             alpha_bar = float(schedule.alpha_bars[level])
             samples = torch.tensor([4, 5])
             drawn = philox_normal((12, 3), seed=7, step=HARMONY_STEP | level, sample=samples)
@@ -171,10 +171,16 @@ class TestHarmony:
             expected = before - low_pass(before, 3) + low_pass(noised, 3)
             assert torch.allclose(state, expected, atol=1e-5)
         before = state.clone()
-        guide(state, 4)  # at 5 of 50 and below the model is left alone; the published code asks where the step began
-        guide(state, -1)
-        if not as_published:
+        if as_published:  # from 20 on, by where the step began
+            guide(state, 18, 20)
             assert torch.equal(state, before)
+            guide(state, 18, 21)
+        else:  # from 0.1 of 50 on
+            guide(state, 5, 8)
+            guide(state, -1, 0)
+            assert torch.equal(state, before)
+            guide(state, 6, 8)
+        assert not torch.equal(state, before)
 
     def test_with_all_content_the_result_is_the_reference(self, people: dict[str, Run]) -> None:
         # Whatever the network: the state at timestep 0 is then the reference with next to no noise.
@@ -185,8 +191,8 @@ class TestHarmony:
         guide = harmony.guide(run.schedule, run.normalizer, seed=0, first_sample=0, count=1)
         from sinmdm.diffusion import sample
 
-        def watched(x: Tensor, timestep: int) -> None:
-            guide(x, timestep)
+        def watched(x: Tensor, timestep: int, began: int) -> None:
+            guide(x, timestep, began)
             if timestep == 1:
                 noisy.append(x.clone())
 
@@ -254,15 +260,44 @@ class TestReport:
         assert kept_error(edit, x) == 0.25
         assert arrival_error(edit, x) == pytest.approx(0.5, abs=1e-4)
 
-    def test_a_jump_is_rough_and_the_clip_is_not(self, people: dict[str, Run]) -> None:
+    def test_a_loop_that_does_not_close_is_seen(self, people: dict[str, Run]) -> None:
+        run = people["sinmdm"]
+        edit = editing.loop(run, 30)
+        x = features(run, edit)[0]
+        assert arrival_error(edit, x) < 1e-5
+        x[:, 0] += 1
+        assert arrival_error(edit, x) == pytest.approx(30, abs=1e-3)
+
+    def test_what_is_not_there_is_none(self, people: dict[str, Run]) -> None:
+        run = people["sinmdm"]
+        edit = editing.harmonise(run, run.motion)
+        x = features(run, edit)[0]
+        assert (kept_error(edit, x), arrival_error(edit, x)) == (None, None)
+        assert set(report(edit, x, decoded(edit, x), run.motion)) == {"kept_error", "arrival_error"}
+
+    @pytest.mark.parametrize("away", [-4, 0, 4])
+    def test_a_jump_is_rough_and_the_clip_is_not(self, people: dict[str, Run], away: int) -> None:
         clip = people["sinmdm"].motion
         assert isinstance(clip, Clip)
-        (smooth,) = seam_roughness(clip, (30,), clip)
         values = clip.values.copy()
-        values[30:, 1] += 1
-        (rough,) = seam_roughness(Clip(clip.skeleton, values, clip.frame_time), (30,), clip)
-        assert smooth < 1.5
-        assert rough > 10 * smooth
+        values[30 + away :, 1] += 1
+        smooth, rough = roughness(clip, clip), roughness(Clip(clip.skeleton, values, clip.frame_time), clip)
+        assert smooth is not None
+        assert rough is not None
+        assert len(rough) == len(clip)
+        assert float(smooth[30]) < 1.5
+        assert float(rough[30]) > 10 * float(smooth[30])
+        assert torch.allclose(rough[:20], smooth[:20])
+
+    def test_a_clip_that_stands_still_has_no_measure(self, people: dict[str, Run]) -> None:
+        run = people["sinmdm"]
+        assert isinstance(run.motion, Clip)
+        still = Clip(run.motion.skeleton, 0 * run.motion.values, run.motion.frame_time)
+        assert roughness(run.motion, still) is None
+        edit = editing.in_between(run, generate=[(20, 30)])
+        x = features(run, edit)[0]
+        seams = report(edit, x, decoded(edit, x), still)["seams"]
+        assert seams == [{"frame": 20, "roughness": None}, {"frame": 30, "roughness": None}]
 
     def test_a_loop_is_judged_where_it_comes_round(self, people: dict[str, Run]) -> None:
         run = people["sinmdm"]
@@ -271,5 +306,9 @@ class TestReport:
         (seam,) = report(edit, x, decoded(edit, x), run.motion)["seams"]
         assert seam["frame"] == 30
         (other,) = report(edit, x.roll(11, 0), decoded(edit, x.roll(11, 0)), run.motion)["seams"]
-        inside = seam_roughness(decoded(edit, x), (19,), run.motion)[0]  # type: ignore[arg-type]
-        assert other["roughness"] == pytest.approx(inside, rel=1e-3)
+        once = decoded(edit, x)
+        assert isinstance(once, Clip)
+        assert isinstance(run.motion, Clip)
+        inside = roughness(once, run.motion)
+        assert inside is not None
+        assert other["roughness"] == pytest.approx(float(inside[19]), rel=1e-3)
