@@ -62,6 +62,8 @@ def variants() -> dict[str, Preset]:
         "2 layers": network(layers=2, window=8),
         "8 layers of window 4": network(layers=8, window=4),
         "crop 32": replace(network(window=8), crop=32),
+        "crop 32, 8000 steps": replace(network(window=8), crop=32, steps=8000),
+        "crop 32, 16000 steps": replace(network(window=8), crop=32, steps=16000),
         "crop 128": replace(network(window=8), crop=128),
         "rate 5e-4": replace(network(window=8), learning_rate=5e-4),
         "rate 4e-3": replace(network(window=8), learning_rate=4e-3),
