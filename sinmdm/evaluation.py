@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from . import metrics
+from .evaluation_body import body_of
 from .evaluation_table import (
     COVERAGES,
     CURVE_STEPS,
@@ -35,10 +36,11 @@ from .evaluation_table import (
     Spread,
     format_definitions,
     format_table,
+    spread_of,
     to_json,
 )
 from .metrics import WindowDistances
-from .motion import Clip, Motion, SkeletonLayout
+from .motion import Clip, Motion
 from .motion.rigs import MIXAMO_JOINTS
 from .motion.rotations import from_6d
 from .run import Run
@@ -52,6 +54,7 @@ __all__ = [
     "Spread",
     "baseline_rows",
     "check_measurable",
+    "check_sample",
     "evaluate_features",
     "evaluate_rotations",
     "evaluate_run",
@@ -100,8 +103,10 @@ def scale_of(motion: Motion) -> float:
     """The scale of the thresholds of coverage for a clip or an array (frames, features) that samples are held against.
 
     For a clip the square root of joints / 24: distances grow so with the number of joints, and at 24 the thresholds are
-    those published. For an array, whose units are not known, half the root of its features' summed variances: at twice
-    the scale a motion passes that stands at the mean; 1 where they never change.
+    1 and the published 2. That was set for 168 features, 24 of them of foot contacts, which are left out here, so that
+    distances are smaller than the published ones and more is covered. For an array, whose units are not known, half the
+    root of its features' summed variances: at twice the scale a motion passes that stands at the mean; 1 where they
+    never change.
     """
     if isinstance(motion, Clip):
         return math.sqrt(len(select_joints(motion.names)) / len(MIXAMO_JOINTS))
@@ -115,6 +120,28 @@ def check_measurable(motion: Motion, frames: int | None = None) -> None:
     for name, count in (("frames", frames), ("the clip's length", len(motion))):
         if count is not None and math.ceil(count / step) <= WINDOW:
             raise ValueError(f"{name} must be more than {WINDOW} frames{rate} to be measured, got {count / step:g}")
+
+
+def check_sample(motion: Motion, own: Motion, name: str) -> None:
+    """Raise ValueError, which begins with `name`, where a motion cannot be held against a run's own motion.
+
+    It must be a clip of the same skeleton and, thinned to 30, of the same frames a second; or an array of as many
+    features; of 30 frames or more.
+    """
+    if isinstance(own, Clip):
+        if not isinstance(motion, Clip):
+            raise ValueError(f"{name} is an array, must be a clip of the skeleton that the run was trained on")
+        if (motion.names, motion.parents) != (own.names, own.parents):
+            raise ValueError(f"{name} has another skeleton than the run's clip")
+        fps, own_fps = motion.thin(MAX_FPS).fps, own.thin(MAX_FPS).fps
+        if abs(fps / own_fps - 1) > 0.01:
+            raise ValueError(f"{name} has {fps:g} frames a second where the run's clip has {own_fps:g}")
+    elif isinstance(motion, Clip) or motion.shape[1:] != own.shape[1:]:
+        raise ValueError(f"{name} must be an array of the run's {own.shape[1]} features")
+    frames = len(motion.thin(MAX_FPS) if isinstance(motion, Clip) else motion)
+    if frames < WINDOW:
+        rate = f" at {MAX_FPS} a second or less" if isinstance(motion, Clip) else ""
+        raise ValueError(f"{name} must have at least {WINDOW} frames{rate} to be measured, got {frames}")
 
 
 def baseline_rows(clip: Tensor, frames: int, n: int, *, noise: float = NOISE, seed: int = 0) -> dict[str, Tensor]:
@@ -147,7 +174,7 @@ def baseline_rows(clip: Tensor, frames: int, n: int, *, noise: float = NOISE, se
         "frozen mean pose": clip.mean(dim=0).repeat(1, frames, 1),
         "clip reversed": clip.flip(0)[None],
         "first half twice": clip[: len(clip) // 2].repeat(1, 2, 1),
-        f"clip + noise {noise:g}": looped + noise * normals.to(clip.device),
+        f"clip + noise {noise:.2g}": looped + noise * normals.to(clip.device),
     }
 
 
@@ -159,8 +186,7 @@ def evaluate_rotations(
     Args:
         rows: by name, samples (n, frames, 6 joints), or a sequence of (frames, 6 joints) of any lengths.
         clip: rotation features (clip_frames, 6 joints), more than 30 frames.
-        joints: number of joints; thresholds grow with its square root, as distances do, and are the published ones
-            at 24.
+        joints: number of joints; thresholds grow with its square root, as distances do (see `scale_of`).
 
     Raises:
         ValueError: the clip has not 6 features a joint, a row has no samples, or one is too short or of another
@@ -185,7 +211,7 @@ def evaluate_features(
         rows, clip: as there, with any number of features.
         scale: as `scale_of` gives it.
         parts: names of as many equal parts of the features, one after the other: joints, or single features.
-        on_sample: called after each sample.
+        on_sample: called for each sample once it is measured; those of one length are measured together.
 
     Raises:
         ValueError: as there.
@@ -205,31 +231,39 @@ def evaluate_features(
 
 def main_measures(samples: Sequence[Tensor], clip: Tensor, scale: float) -> dict[str, float]:
     """The measures of :data:`MAIN`, each the mean over samples (frames, features): what a training is watched by."""
-    measured = [_main(sample, clip, scale)[0] for sample in samples]
-    return {key: _spread(values[key] for values in measured)["mean"] for key in MAIN}
+    measured = [_main(group, clip, scale)[0] for group in _alike(samples)]
+    return {key: torch.cat([values[key] for values in measured]).mean().item() for key in MAIN}
 
 
-def _main(sample: Tensor, clip: Tensor, scale: float) -> tuple[dict[str, float], WindowDistances]:
-    """The measures of MAIN for one sample (frames, features), and the searches that they were read from."""
-    found = metrics.window_distances(sample[None], clip, window=WINDOW)
+def _alike(samples: Iterable[Tensor]) -> list[Tensor]:
+    """The samples (frames, features), those of one length together: (n, frames, features) each, shorter ones first."""
+    groups: dict[torch.Size, list[Tensor]] = {}
+    for sample in samples:
+        groups.setdefault(sample.shape, []).append(sample)
+    return [torch.stack(groups[shape]) for shape in sorted(groups)]
+
+
+def _main(samples: Tensor, clip: Tensor, scale: float) -> tuple[dict[str, Tensor], WindowDistances]:
+    """The measures of MAIN for samples (n, frames, features), (n,) float64 each, and the searches behind them."""
+    found = metrics.window_distances(samples, clip, window=WINDOW)
     values = {
         "coverage_strict": found.coverage(STRICT_THRESHOLD * scale),
         "coverage_area": found.coverage_area(PUBLISHED_THRESHOLD * scale),
-        "clip_to_sample": found.clip_to_samples.mean(),
-        "sample_to_clip": found.samples_to_clip.mean(),
+        "clip_to_sample": found.clip_to_samples.mean(dim=1),
+        "sample_to_clip": found.samples_to_clip.mean(dim=1),
         "global_diversity": found.global_diversity,
-        "energy": metrics.energy(sample) / metrics.energy(clip),
+        "energy": metrics.energy(samples) / metrics.energy(clip),
     }
-    return {key: value.item() for key, value in values.items()}, found
+    return {key: value.double() for key, value in values.items()}, found
 
 
-def _overall(values: Mapping[str, float], scale: float) -> float:
-    """The harmonic mean of one sample's three scores; NaN where it could not be rebuilt from the clip."""
-    diversity, lively = values["global_diversity"] / scale, values["energy"]
-    scores = values["coverage_strict"], min(1.0, diversity), min(lively, 1 / lively) if lively else 0.0
-    if not math.isfinite(diversity):
-        return math.nan
-    return metrics.harmonic_mean(*torch.tensor(scores, dtype=torch.float64)).item()
+def _overall(values: Mapping[str, Tensor], scale: float) -> Tensor:
+    """The harmonic mean of each sample's three scores; NaN where it could not be rebuilt from the clip."""
+    diversity, energy = values["global_diversity"] / scale, values["energy"]
+    mean = metrics.harmonic_mean(
+        values["coverage_strict"], diversity.clamp(max=1), torch.minimum(energy, energy.reciprocal())
+    )
+    return mean.where(diversity.isfinite(), math.nan)
 
 
 def _row(
@@ -241,55 +275,46 @@ def _row(
     on_sample: Callable[[], None] | None,
 ) -> Row:
     steps = torch.arange(round(PUBLISHED_THRESHOLD * CURVE_STEPS) + 1, dtype=torch.float64) / CURVE_STEPS * scale
-    measured: list[dict[str, float]] = []
+    every: dict[str, list[float]] = {}
     curves, distributions = [], []
-    for sample in samples:
-        values, found = _main(sample, clip, scale)
-        distribution = metrics.distribution_distance(sample[None], clip)[0]
+    for group in _alike(samples):
+        values, found = _main(group, clip, scale)
+        # One by one, as each takes the memory of its sorted values and of the clip's.
+        distribution = torch.cat([metrics.distribution_distance(sample[None], clip) for sample in group])
         values |= {
-            "coverage_published": found.coverage(PUBLISHED_THRESHOLD * scale).item(),
-            "local_diversity": metrics.local_diversity(sample[None], clip, window=SHORT_WINDOW).item(),
+            "coverage_published": found.coverage(PUBLISHED_THRESHOLD * scale),
+            "local_diversity": metrics.local_diversity(group, clip, window=SHORT_WINDOW),
             "harmonic_mean": _overall(values, scale),
-            "distribution": distribution.mean().item(),
+            "distribution": distribution.mean(dim=1),
+            **_of_pairs(group.double(), clip),
         }
-        measured.append(values)
-        curves.append(found.coverage_curve(steps)[0])
-        distributions.append(distribution.unflatten(0, (len(parts), -1)).mean(dim=1))
-        if on_sample is not None:
-            on_sample()
-    every = {key: [sample[key] for sample in measured] for key in measured[0]} | _of_pairs(list(samples), clip)
+        for key, numbers in values.items():
+            every.setdefault(key, []).extend(numbers.tolist())
+        curves.append(found.coverage_curve(steps))
+        distributions.append(distribution.unflatten(1, (len(parts), -1)).mean(dim=2))
+        for _ in group:
+            if on_sample is not None:
+                on_sample()
     return {
         "name": name,
         "frames": [len(sample) for sample in samples],
         "thresholds": {key: threshold * scale for key, threshold in COVERAGES.items()},
-        "values": {key: _spread(every[key]) for key in MEASURES if key in every},
-        "coverage_curve": {"thresholds": steps.tolist(), "values": torch.stack(curves).mean(dim=0).tolist()},
+        "values": {key: spread_of(every[key]) for key in MEASURES if key in every},
+        "coverage_curve": {"thresholds": steps.tolist(), "values": torch.cat(curves).mean(dim=0).tolist()},
         "distribution_parts": [
-            {"name": part, **_spread(numbers)}
-            for part, numbers in zip(parts, torch.stack(distributions).T.tolist(), strict=True)
+            {"name": part, **spread_of(numbers)}
+            for part, numbers in zip(parts, torch.cat(distributions).T.tolist(), strict=True)
         ],
     }
 
 
-def _of_pairs(samples: Sequence[Tensor], clip: Tensor) -> dict[str, list[float]]:
-    """Inter and intra diversity of samples (frames, features), those of one length together, as published."""
-    values: dict[str, list[float]] = {}
-    for length in sorted({len(sample) for sample in samples}):
-        alike = torch.stack([sample.double() for sample in samples if len(sample) == length])
-        found = {
-            "intra_diversity": metrics.intra_diversity(alike, window=SHORT_WINDOW),
-            "intra_diversity_difference": metrics.intra_diversity_difference(alike, clip, window=SHORT_WINDOW),
-        }
-        if len(alike) > 1:
-            found["inter_diversity"] = metrics.inter_diversity(alike)
-        for key, numbers in found.items():
-            values.setdefault(key, []).extend(numbers.tolist())
-    return values
-
-
-def _spread(values: Iterable[float]) -> Spread:
-    tensor = torch.tensor(list(values), dtype=torch.float64)
-    return {"mean": tensor.mean().item(), "std": tensor.std(correction=0).item() if len(tensor) > 1 else None}
+def _of_pairs(samples: Tensor, clip: Tensor) -> dict[str, Tensor]:
+    """Inter and intra diversity of samples (n, frames, features), as published; inter diversity of two or more only."""
+    found = {
+        "intra_diversity": metrics.intra_diversity(samples, window=SHORT_WINDOW),
+        "intra_diversity_difference": metrics.intra_diversity_difference(samples, clip, window=SHORT_WINDOW),
+    }
+    return found if len(samples) == 1 else found | {"inter_diversity": metrics.inter_diversity(samples)}
 
 
 def untrained(run: Run) -> Run:
@@ -313,7 +338,8 @@ def evaluate_run(
     """Rows for samples of a run, an untrained model and the baselines.
 
     Args:
-        run: a run; of one that was trained on an array the features are measured, and nothing of a body.
+        run: a run; of one that was trained on an array the features are measured, and of a body nothing but, in
+            HumanML3D features, the feet.
         samples: motions of the run's skeleton and rate, or arrays of its features; default `n` new ones.
         frames: length of new samples, default twice the clip's.
         n, seed, device: of new samples.
@@ -321,10 +347,10 @@ def evaluate_run(
 
     Returns:
         The rows, and the clip's features, as `to_json` takes them. `foot_sliding` is among the values where the clip
-        has feet.
+        has feet, and where the features are HumanML3D's.
 
     Raises:
-        ValueError: the clip or what is to be sampled is too short, or a sample has another skeleton or rate.
+        ValueError: the clip or what is to be sampled is too short, or a sample is none of the run's (`check_sample`).
     """
     length = frames or 2 * len(run.motion)
     check_measurable(run.motion, length)
@@ -336,7 +362,7 @@ def evaluate_run(
         return lambda done, total: on_progress("sampling", call * total + done, calls * total)
 
     for index, motion in enumerate(samples or ()):
-        _check_alike(index, motion, run.motion)
+        check_sample(motion, run.motion, f"sample {index}")
     if samples is None:
         samples = run.sample(length, n, seed=seed, device=device, on_step=report(0))
     blank = untrained(run).sample(length, 1, seed=seed, device=device, on_step=report(calls - 1))
@@ -352,28 +378,16 @@ def evaluate_run(
         if on_progress is not None:
             on_progress("measuring", done, total)
 
-    clip = motion_features(run.motion)
-    if not isinstance(run.motion, Clip):
+    clip, scale = motion_features(run.motion), scale_of(run.motion)
+    if isinstance(run.motion, Clip):
+        parts = [run.motion.names[joint] for joint in select_joints(run.motion.names)]
+    else:
         parts = [f"feature {index}" for index in range(clip.shape[1])]
-        return evaluate_features(rows, clip, scale_of(run.motion), parts, one_more), clip
-    parts = [run.motion.names[joint] for joint in select_joints(run.motion.names)]
-    table = evaluate_features(rows, clip, scale_of(run.motion), parts, one_more)
-    body = _Body.of(run.motion)
+    table, body = evaluate_features(rows, clip, scale, parts, one_more), body_of(run.layout, run.motion)
     for row in table:
-        body.add_to(row, [motion for motion in motions[row["name"]] if isinstance(motion, Clip)])
+        if body is not None:
+            body.add_to(row, motions[row["name"]])
     return table, clip
-
-
-def _check_alike(index: int, motion: Motion, own: Motion) -> None:
-    """Raise ValueError where sample `index` cannot be held against a run's own motion."""
-    if isinstance(own, Clip):
-        if not isinstance(motion, Clip) or (motion.names, motion.parents) != (own.names, own.parents):
-            raise ValueError(f"sample {index} has another skeleton than the run's clip")
-        fps, own_fps = motion.thin(MAX_FPS).fps, own.thin(MAX_FPS).fps
-        if abs(fps / own_fps - 1) > 0.01:
-            raise ValueError(f"sample {index} has {fps:g} frames a second where the run's clip has {own_fps:g}")
-    elif isinstance(motion, Clip) or motion.shape[1:] != own.shape[1:]:
-        raise ValueError(f"sample {index} must be an array of the run's {own.shape[1]} features")
 
 
 def _baselines(motion: Motion) -> dict[str, tuple[Tensor, Motion]]:
@@ -398,42 +412,3 @@ def _baselines(motion: Motion) -> dict[str, tuple[Tensor, Motion]]:
         )
         found[name] = numbers[:, select_joints(clip.names)].flatten(1), body
     return found
-
-
-@dataclass(frozen=True, eq=False)
-class _Body:
-    """The clip's skeleton in the world: what is measured of roots and feet, in lengths of its reach."""
-
-    layout: SkeletonLayout
-    reach: float
-    root: Tensor
-
-    @classmethod
-    def of(cls, clip: Clip) -> _Body:
-        clip = clip.thin(MAX_FPS)
-        reach = clip.skeleton.reach(clip.translations().mean(dim=0).numpy())
-        return cls(SkeletonLayout.fit(clip), reach, _root(clip, reach))
-
-    def add_to(self, row: Row, motions: Sequence[Clip]) -> None:
-        """Foot sliding, where the clip has feet, and the distributions of the root's speed and height."""
-        thinned = [motion.thin(MAX_FPS) for motion in motions]
-        if self.layout.contacts:
-            row["values"]["foot_sliding"] = _spread(self.foot_sliding(motion) for motion in thinned)
-        distances = torch.stack(
-            [metrics.distribution_distance(_root(motion, self.reach)[None], self.root)[0] for motion in thinned]
-        )
-        for name, numbers in zip(("root speed", "root height"), distances.T.tolist(), strict=True):
-            row["distribution_parts"].append({"name": name, **_spread(numbers)})
-
-    def foot_sliding(self, motion: Clip) -> float:
-        layout = replace(self.layout, skeleton=motion.skeleton, frame_time=motion.frame_time)
-        contacts = layout.encode(motion)[:, layout.groups[-1]].double()
-        feet = motion.positions()[:, list(layout.contacts)] / self.reach
-        return metrics.foot_sliding(feet, contacts, motion.frame_time).item()
-
-
-def _root(clip: Clip, reach: float) -> Tensor:
-    """The root's speed over the ground and its height, in reaches a second and reaches: (frames - 1, 2)."""
-    places = clip.translations()[:, 0] / reach
-    speed = places[:, [0, 2]].diff(dim=0).norm(dim=1) / clip.frame_time
-    return torch.stack([speed, places[1:, 1]], dim=1)

@@ -2,9 +2,10 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypedDict
 
+import torch
 from torch import Tensor
 
 from .metrics import energy
@@ -34,7 +35,12 @@ MEASURES = {
         f"share of the clip's {WINDOW}-frame windows whose nearest sample window lies at a mean frame distance below "
         f"{STRICT_THRESHOLD} times the scale; the last window is left out. The scale is {_SCALE}",
     ),
-    "coverage_published": Measure(("coverage", "< {:.3g}"), ".1%", f"the same, below {PUBLISHED_THRESHOLD} scales"),
+    "coverage_published": Measure(
+        ("coverage", "< {:.3g}"), ".1%",
+        f"the same, below {PUBLISHED_THRESHOLD} scales: the published threshold, which was set for 168 features; the "
+        "24 of them that are of foot contacts are left out here, so that more is covered than by the published "
+        "measure (a real dance by its own mean pose: 97.7 % in place of 86.3 %)",
+    ),
     "coverage_area": Measure(
         ("coverage", "area"), ".1%",
         f"mean of coverage over all thresholds from 0 to {PUBLISHED_THRESHOLD} scales: 1 is a copy",
@@ -82,8 +88,8 @@ MEASURES = {
     ),
     "foot_sliding": Measure(
         ("foot", "sliding"), ".3f",
-        "mean horizontal speed of the clip's feet while they touch the ground (are low and slow), in reaches a second; "
-        "the reach is the length of the longest way from the root to a joint",
+        "mean horizontal speed of the clip's feet while they touch the ground (are low and slow; HumanML3D features "
+        "say when), in reaches a second; the reach is the length of the longest way from the root to a joint",
     ),
     "distribution": Measure(
         ("distri-", "bution"), ".3f",
@@ -149,12 +155,19 @@ def format_table(rows: Sequence[Row], width: int = TABLE_WIDTH) -> str:
     """
     if not rows:
         raise ValueError("rows must hold at least one row, not 0")
-    columns = [_aligned([heading.format(rows[0]["thresholds"].get(key)) for heading in measure.heading],
-                        [_cell(row["values"].get(key), measure.digits) for row in rows], str.rjust)
+    columns = [([heading.format(rows[0]["thresholds"].get(key)) for heading in measure.heading],
+                [_cell(row["values"].get(key), measure.digits) for row in rows])
                for key, measure in MEASURES.items() if any(key in row["values"] for row in rows)]  # fmt: skip
-    names = _aligned(["", ""], [row["name"] for row in rows], str.ljust)
+    return format_columns([row["name"] for row in rows], columns, width)
+
+
+def format_columns(
+    rows: Sequence[str], columns: Sequence[tuple[Sequence[str], Sequence[str]]], width: int = TABLE_WIDTH
+) -> str:
+    """Rows' names and columns, each a heading of two lines and a cell a row, as aligned plain text like the table."""
+    names = _aligned(["", ""], rows, str.ljust)
     blocks = [[names]]
-    for column in columns:
+    for column in (_aligned(heading, cells, str.rjust) for heading, cells in columns):
         if len(blocks[-1]) > 1 and sum(len(other[0]) + 2 for other in blocks[-1]) + len(column[0]) > width:
             blocks.append([names])
         blocks[-1].append(column)
@@ -182,6 +195,12 @@ def to_json(rows: Sequence[Row], clip: Tensor) -> dict[str, Any]:
         "rows": list(rows),
     }
     return finite(document)
+
+
+def spread_of(values: Iterable[float]) -> Spread:
+    """Of a row's samples, one or more."""
+    tensor = torch.tensor(list(values), dtype=torch.float64)
+    return {"mean": tensor.mean().item(), "std": tensor.std(correction=0).item() if len(tensor) > 1 else None}
 
 
 def _aligned(heading: Sequence[str], cells: Sequence[str], align: Any) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from .evaluation_table import format_columns
 from .motion import HumanMLLayout, Normalizer
 from .published import check_state, checked_state, read_plain
 from .run import Run
@@ -25,6 +26,8 @@ __all__ = [
     "Evaluator",
     "MotionEncoder",
     "MovementEncoder",
+    "check_humanml",
+    "format_humanml",
     "frechet_distance",
     "humanml_measures",
     "humanml_rows",
@@ -45,6 +48,12 @@ DEFINITIONS = {
     "sifid": f"Fréchet distance of the embeddings of a sample's windows, one every {STRIDE} frames, to those of the "
     "clip's; mean over samples: 0 for a copy",
 }
+
+
+_HEADINGS = {
+    "intra_diversity": ("intra", "diversity"), "gt_intra_diversity": ("the clip's", "own"),
+    "intra_diversity_gt_diff": ("", "difference"), "inter_diversity": ("inter", "diversity"), "sifid": ("", "SiFID"),
+}  # fmt: skip
 
 
 class MovementEncoder(nn.Module):
@@ -107,7 +116,8 @@ class Evaluator(nn.Module):
         """Motions (n, frames, 263) to embeddings (n, 512) on the evaluator's device.
 
         lengths: (n,) frames of each, 4 .. frames; default all. What lies beyond is zero to the networks, as in the
-            published batches, which the last movement of a motion sees. Frames beyond a multiple of 4 are left out.
+            published batches, which the last movement of a motion sees. Frames beyond a multiple of 4 make no movement
+            of their own; the last movement sees them where it would see zeros.
         Raises: ValueError where shapes or lengths are others.
         """
         size = len(self.mean)
@@ -242,21 +252,42 @@ def humanml_rows(
     """`humanml_measures` of each row's samples against the run's clip.
 
     rows: by name, samples (n, frames, 263) in raw features, or a sequence of (frames, 263) of one length.
-    Raises: ValueError where the run is not on HumanML3D features, or naming the row that cannot be measured.
+    Raises: ValueError naming the row that cannot be measured (`check_humanml`).
     """
-    if run.layout.kind != HumanMLLayout.kind:
-        raise ValueError(f"these measures are of HumanML3D features, and the run's are {run.layout.kind!r}")
     clip = run.layout.encode(run.motion)
     measured = {}
     for name, samples in rows.items():
         try:
-            if len({len(sample) for sample in samples}) != 1:
-                raise ValueError("samples must be one or more, all of one length")
+            check_humanml(run, [len(sample) for sample in samples], window=window)
             stacked = torch.stack([run.layout.encode(sample) for sample in samples])
             measured[name] = humanml_measures(stacked, clip, evaluator, window=window, seed=seed)
         except ValueError as error:
             raise ValueError(f"row {name!r}: {error}") from error
     return measured
+
+
+def check_humanml(run: Run, lengths: Sequence[int], *, window: int = WINDOW) -> None:
+    """Raise ValueError where samples of so many frames of a run cannot be measured.
+
+    The run must be on HumanML3D features, its clip and the samples have window + 10 frames or more, and the samples be
+    one or more, of one length.
+    """
+    if run.layout.kind != HumanMLLayout.kind:
+        raise ValueError(f"these measures are of HumanML3D features, and the run's are {run.layout.kind!r}")
+    if len(set(lengths)) != 1:
+        raise ValueError(f"samples must be one or more, all of one length, got lengths {list(lengths)}")
+    _check_frames(lengths[0], len(run.motion), window, STRIDE)
+
+
+def format_humanml(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """What `humanml_rows` gives as aligned plain text; '-' for what is not finite. Raises: ValueError for no rows."""
+    if not rows:
+        raise ValueError("rows must hold at least one row, not 0")
+    columns = [
+        (heading, [f"{row[key]:.3f}" if np.isfinite(row[key]) else "-" for row in rows.values()])
+        for key, heading in _HEADINGS.items()
+    ]
+    return format_columns(list(rows), columns)
 
 
 def _check(samples: Tensor, clip: Tensor, window: int, stride: int) -> None:
@@ -267,7 +298,11 @@ def _check(samples: Tensor, clip: Tensor, window: int, stride: int) -> None:
         )
     if window < 1 or stride < 1:
         raise ValueError(f"window and stride must be at least 1 frame, got {window} and {stride}")
-    for name, frames in (("samples", samples.shape[1]), ("the clip", len(clip))):
+    _check_frames(samples.shape[1], len(clip), window, stride)
+
+
+def _check_frames(samples: int, clip: int, window: int, stride: int) -> None:
+    for name, frames in (("samples", samples), ("the clip", clip)):
         if frames < window + stride:
             raise ValueError(
                 f"{name} must have at least {window + stride} frames, for two windows {stride} apart, not {frames}"

@@ -4,8 +4,10 @@ Metrics take samples (n, frames, features) and a clip (frames, features) in the 
 rate, float32 or float64, and return one value a sample, (n,), in the wider of the two types, unless they say otherwise.
 A frame distance is Euclidean over the features of a frame, in their own units. Definitions and defaults are those
 published where there are any: coverage, global and local diversity by Li et al. 2022, GANimator; inter and intra
-diversity by Raab et al. 2024, Single Motion Diffusion. The defaults were set for 30 frames a second and 24 joints of 6
-numbers. Several metrics read the same searches for nearest windows: :func:`window_distances` makes each once.
+diversity by Raab et al. 2024, Single Motion Diffusion. The defaults were set for 30 frames a second and 168 features, 6
+of each of 24 joints and 6 of each of 4 foot contacts; what :mod:`sinmdm.evaluation` measures has the joints' 144 only.
+The features that were published are `encode(clip)[:, :-6]` of the layout "mixamo" with representation "6d". Several
+metrics read the same searches for nearest windows: :func:`window_distances` makes each once.
 
 A NaN in a sample makes its distances NaN and its coverage 0. Nothing that searches windows carries a gradient.
 
@@ -113,8 +115,9 @@ def global_diversity(samples: Tensor, clip: Tensor, *, min_window: int = 30) -> 
 
         H(i, k) = min(H(i-1, k-1) + D[i-1, k-1],  G(i-t) + W(i, k)),   G(i) = min_k H(i, k),   G(0) = 0
 
-    and the value is G(frames) / frames. One pass over D; memory is a block of its rows. A sample whose length is no
-    sum of lengths from t to the clip's cannot be rebuilt and has infinity: the clip is then shorter than 2t - 1 frames.
+    and the value is G(frames) / frames. One pass over D; memory is a block of its rows and t + 1 rows more. A sample
+    whose length is no sum of lengths from t to the clip's cannot be rebuilt and has infinity: the clip is then shorter
+    than 2t - 1 frames.
     """
     samples, clip = _checked(samples, clip, min_window, frames=(min_window, min_window), name="min_window")
     _, cost = window_match(samples, clip, window=min_window, rebuild=True)

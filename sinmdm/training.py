@@ -465,8 +465,9 @@ def _save(trainer: Trainer, folder: Path) -> None:
 def _loop(trainer: Trainer, log: _Log, evaluation: EvaluationLog | None) -> bool:
     """Step until the limit, saving every minute, at the end, and on an interrupt once the step is whole.
 
-    What is evaluated is so before the step is saved, so that a resumed run has every row. Returns whether the limit was
-    reached.
+    The rows of every so many steps are written before the step is saved, so that a resumed run has them all; that of
+    the last step comes after, and a run that is killed between the two gets it when it is resumed. Returns whether the
+    limit was reached.
     """
 
     def save() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from humanml_motion import made_motion
 from torch import Tensor
 
 from sinmdm.cli import main
@@ -27,11 +28,16 @@ class TestBody:
         return walker(legs=4, seconds=2.0)
 
     @staticmethod
-    def row(clip: Clip, sample: Clip) -> Row:
+    def rows(clip: Clip, sample: Clip) -> list[Row]:
+        """All but the untrained model's."""
         layout = layout_for(clip)
         run = Run(Path(), PRESET, layout, clip, Normalizer.fit(layout.encode(clip), layout), PRESET.build(layout.size))
-        rows, _ = evaluate_run(run, [sample])
-        return rows[0]
+        rows, _ = evaluate_run(run, [sample], frames=2 * len(clip.thin(30)) * round(clip.fps / clip.thin(30).fps))
+        return [rows[0], *rows[2:]]
+
+    @classmethod
+    def row(cls, clip: Clip, sample: Clip) -> Row:
+        return cls.rows(clip, sample)[0]
 
     @staticmethod
     def with_root(clip: Clip, root: np.ndarray) -> Clip:
@@ -95,6 +101,32 @@ class TestBody:
         torch.testing.assert_close(noisy.positions()[:, 0], own[:, 0].repeat(2, 1), rtol=0, atol=1e-9)
         assert 0 < (noisy.positions()[:, 1:] - own[:, 1:].repeat(2, 1, 1)).norm(dim=-1).mean() < 0.2 * self.reach(clip)
 
+    def test_at_60_frames_a_second_all_is_as_at_30(self, clip: Clip) -> None:
+        fast = walker(legs=4, seconds=2.0, fps=60)
+        thinned = fast.thin(30)
+        assert (len(fast), len(thinned)) == (120, 60)
+        for sample, slow in ((fast, thinned), (fast.slice(20), thinned.slice(10))):
+            one, other = self.rows(fast, sample), self.rows(thinned, slow)
+            for x, y in zip(one, other, strict=True):  # noise has no contacts, and so no sliding: NaN
+                assert repr(x["values"]["foot_sliding"]) == repr(y["values"]["foot_sliding"])
+                assert x["distribution_parts"] == y["distribution_parts"]
+            assert one[0]["values"]["foot_sliding"]["mean"] > 0
+        assert [len(body) for _, body in _baselines(fast).values()] == [120, 60, 60, 120]
+
+    def test_feet_are_where_the_sample_s_own_bones_put_them(self, clip: Clip) -> None:
+        rig = clip.skeleton
+        larger = Skeleton(rig.names, rig.parents, 1.5 * rig.offsets, rig.channels, rig.end_sites)
+        sample = self.with_root(Clip(larger, clip.values, clip.frame_time), 1.5 * clip.translations()[:, 0].numpy())
+        layout, reach = layout_for(clip), self.reach(clip)
+        feet = sample.positions()[:, list(layout.contacts)].numpy()
+        ways = np.diff(feet, axis=0) / clip.frame_time / reach
+        slow = np.linalg.norm(ways, axis=-1) < 0.3  # as the clip's feet touch the ground
+        touching = np.concatenate([slow[:1], slow]) & (feet[..., 1] < np.array(layout.ground))
+        expected = np.linalg.norm(ways[..., [0, 2]], axis=-1)[touching[1:] & touching[:-1]].mean()
+        own = self.row(clip, clip)["values"]["foot_sliding"]["mean"]
+        assert self.row(clip, sample)["values"]["foot_sliding"]["mean"] == pytest.approx(expected)
+        assert expected != pytest.approx(own, rel=0.1)
+
     def test_without_feet_there_is_no_sliding(self, clip: Clip) -> None:
         rising = clip.translations()[:, 0].numpy() + np.arange(len(clip))[:, None] * [0, self.reach(clip), 0]
         flying = self.with_root(clip, rising)
@@ -145,6 +177,44 @@ class TestArrays:
             evaluate_run(run, frames=12)
 
 
+class TestHumanML:
+    """Feet of motions in HumanML3D features, where the features say that they touch the ground."""
+
+    @staticmethod
+    def sliding(clip: Tensor, sample: Tensor) -> list[float]:
+        layout = layout_for(clip, "humanml")
+        run = Run(Path(), PRESET, layout, clip, Normalizer.fit(layout.encode(clip), layout), PRESET.build(layout.size))
+        rows, _ = evaluate_run(run, [sample])
+        assert [row["name"] for row in rows][2:4] == ["frozen mean pose", "clip reversed"]
+        return [row["values"]["foot_sliding"]["mean"] for row in rows]
+
+    def test_is_the_speed_of_the_joints_of_the_contacts(self) -> None:
+        features, joints = made_motion(60)
+        frame, (name_of, parents) = 1 / 20, layout_for(features, "humanml").hierarchy
+        feet = [name_of.index(name) for name in ("left_ankle", "left_foot", "right_ankle", "right_foot")]
+        speeds = []
+        for column, foot in enumerate(feet):
+            for at in range(1, 60):
+                if features[at - 1, 259 + column] == features[at, 259 + column] == 1:
+                    way = joints[at, foot] - joints[at - 1, foot]
+                    speeds.append(math.hypot(way[0], way[2]) / frame)
+        ways = torch.zeros(22, dtype=torch.float64)
+        for joint in range(1, 22):
+            ways[joint] = ways[parents[joint]] + (joints[:, joint] - joints[:, parents[joint]]).norm(dim=1).mean()
+        assert len(speeds) > 20
+        # Features are float32, some 60 turns and steps of it added up.
+        expected = pytest.approx(np.mean(speeds) / ways.max().item(), rel=1e-4)
+        assert self.sliding(features, features)[0] == expected
+
+    def test_of_feet_that_stand_or_never_touch(self) -> None:
+        features, _ = made_motion(60)
+        still, flying = features[:1].repeat(40, 1), features.clone()
+        still[:, :3], still[:, 259:] = 0, 1
+        flying[:, 259:] = 0
+        assert self.sliding(features, still)[0] == 0
+        assert math.isnan(self.sliding(features, flying)[0])
+
+
 class TestCommand:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -166,6 +236,24 @@ class TestCommand:
     def test_a_folder_without_any(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["evaluate", str(folder), str(tmp_path), "--quiet"]) == 2
         assert f"{tmp_path}: the folder has no sample*.bvh" in capsys.readouterr().err
+
+    def test_files_that_cannot_be_measured_are_named(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Clip.read(folder / "clip.bvh").slice(0, 20).write(tmp_path / "sample00.bvh")
+        assert main(["evaluate", str(folder), str(tmp_path), "--quiet"]) == 2
+        assert f"{tmp_path / 'sample00.bvh'} must have at least 30 frames" in capsys.readouterr().err
+
+    def test_where_json_cannot_go_nothing_is_sampled(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Run, "sample", lambda *_, **__: pytest.fail("sampled before --json was checked"))
+        for path, message in (
+            (tmp_path, f"--json {tmp_path}: is a folder, must be a file"),
+            (tmp_path / "no" / "t.json", f"--json {tmp_path / 'no' / 't.json'}: there is no folder {tmp_path / 'no'}"),
+        ):
+            assert main(["evaluate", str(folder), "--json", str(path), "--quiet"]) == 2
+            assert message in capsys.readouterr().err
 
     def test_definitions_need_no_run(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="0"):

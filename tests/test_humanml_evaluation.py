@@ -18,6 +18,8 @@ from sinmdm.cli import main
 from sinmdm.humanml_evaluation import (
     DEFINITIONS,
     Evaluator,
+    check_humanml,
+    format_humanml,
     frechet_distance,
     humanml_measures,
     humanml_rows,
@@ -26,7 +28,7 @@ from sinmdm.humanml_evaluation import (
 )
 from sinmdm.motion import Normalizer
 from sinmdm.presets import Preset
-from sinmdm.run import load
+from sinmdm.run import Run, load
 from sinmdm.training import train
 
 # Keys and shapes of text-to-motion's finest.tar (Guo et al. 2022, its networks/modules.py).
@@ -385,26 +387,128 @@ def test_rows_of_a_run(evaluator: Evaluator, tmp_path: Path) -> None:
         humanml_rows(array, {"samples": samples}, evaluator)
 
 
-def test_the_command_prints_them_beside_the_table(
-    finest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    mean, std = statistics(CLIP)
-    for name, array in (("clip", CLIP), ("Mean", mean), ("Std", std)):
-        np.save(tmp_path / f"{name}.npy", array.float().numpy())
-    run, out = tmp_path / "run", tmp_path / "table.json"
-    said = ["--layout", "humanml", "--features", "raw", "--steps", "2", "--quiet", "--no-pictures"]
-    assert main(["train", str(tmp_path / "clip.npy"), "--out", str(run), *said]) == 0
-    with_weights = ["evaluate", str(run), "--evaluator", str(finest), "--quiet", "-n", "2", "--frames", "40"]
-    capsys.readouterr()
-    assert main([*with_weights, "--mean", str(tmp_path / "Mean.npy")]) == 2
-    assert "all three, or none" in capsys.readouterr().err
-    statistics_files = ["--mean", str(tmp_path / "Mean.npy"), "--std", str(tmp_path / "Std.npy")]
-    assert main([*with_weights, *statistics_files, "--json", str(out)]) == 0
-    printed, document = capsys.readouterr().out, json.loads(out.read_text())
-    measured = document["humanml"]["rows"]["samples"]
-    assert set(measured) == set(document["humanml"]["definitions"])
-    for key, value in measured.items():
-        assert f"{key}: {value:.4g}" in printed
-    samples = torch.stack(list(load(run).sample(40, 2, seed=0)))
-    expected = humanml_measures(samples, CLIP.float(), load_evaluator(finest, mean, std))
-    assert measured == pytest.approx(expected, rel=1e-4)
+def test_what_is_checked_before_anything_is_sampled(tmp_path: Path) -> None:
+    run = train(CLIP, tmp_path / "run", preset=TINY, layout="humanml", progress=False)
+    check_humanml(run, [30, 30])
+    for lengths, message in (([], "one or more"), ([30, 31], r"got lengths \[30, 31\]"), ([29], "at least 30 frames")):
+        with pytest.raises(ValueError, match=message):
+            check_humanml(run, lengths)
+    short = train(CLIP[:29], tmp_path / "short", preset=TINY, layout="humanml", progress=False)
+    with pytest.raises(ValueError, match="the clip must have at least 30 frames"):
+        check_humanml(short, [40])
+
+
+def test_rows_as_text() -> None:
+    row = dict.fromkeys(DEFINITIONS, 0.25)
+    lines = format_humanml({"samples": row | {"sifid": 1.23456}, "one": row | {"inter_diversity": math.nan}}).split(
+        "\n"
+    )
+    assert lines[0].split() == ["intra", "the", "clip's", "inter"]
+    assert lines[1].split() == ["diversity", "own", "difference", "diversity", "SiFID"]
+    assert lines[2].split() == ["samples", "0.250", "0.250", "0.250", "0.250", "1.235"]
+    assert lines[3].split() == ["one", "0.250", "0.250", "0.250", "-", "0.250"]
+    with pytest.raises(ValueError, match="rows must hold at least one"):
+        format_humanml({})
+
+
+class TestCommand:
+    """The command on a run of a made motion, in a folder with Mean.npy and Std.npy."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("humanml")
+        for name, array in zip(("Mean", "Std"), statistics(CLIP), strict=True):
+            np.save(folder / f"{name}.npy", array.float().numpy())
+        train(CLIP, folder / "run", preset=TINY, layout="humanml", progress=False)
+        return folder
+
+    @staticmethod
+    def evaluate(folder: Path, *arguments: object) -> int:
+        return main(["evaluate", str(folder / "run"), *map(str, arguments), "--quiet"])
+
+    @staticmethod
+    def known(folder: Path) -> list[object]:
+        return ["--mean", folder / "Mean.npy", "--std", folder / "Std.npy"]
+
+    def test_prints_them_beside_the_table(
+        self, folder: Path, finest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "table.json"
+        options = ["--evaluator", finest, *self.known(folder), "-n", 2, "--frames", 40, "--json", out]
+        assert self.evaluate(folder, *options) == 0
+        printed, document = capsys.readouterr().out, json.loads(out.read_text())
+        assert "left out" not in printed  # feet are measured
+        measured = document["humanml"]["rows"]
+        assert list(measured) == ["samples", "frozen mean pose", "clip reversed"]
+        assert all(set(row) == set(document["humanml"]["definitions"]) for row in measured.values())
+        assert [row["inter_diversity"] is None for row in measured.values()] == [False, True, True]
+        readable = {
+            name: {key: math.nan if value is None else value for key, value in row.items()}
+            for name, row in measured.items()
+        }
+        assert printed.rstrip("\n").endswith(format_humanml(readable))
+        samples = torch.stack(list(load(folder / "run").sample(40, 2, seed=0)))
+        evaluator = load_evaluator(finest, *statistics(CLIP))
+        for name, motions in (
+            ("samples", samples),
+            ("frozen mean pose", CLIP.mean(0).expand(1, 40, -1)),
+            ("clip reversed", CLIP.flip(0)[None]),
+        ):
+            expected = humanml_measures(motions, CLIP, evaluator)
+            del expected["inter_diversity"]
+            spread = measured["samples"]["sifid"]  # a difference of sums, which can be as small as their rounding
+            assert {key: measured[name][key] for key in expected} == pytest.approx(
+                expected, rel=1e-4, abs=1e-4 * spread
+            )
+
+    def test_files_are_what_they_are_said_to_be(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        made = CLIP.clone()
+        made[:, 259:] = 0.6  # as a network's contacts are, neither 0 nor 1
+        np.save(tmp_path / "raw.npy", made.numpy())
+        np.save(tmp_path / "normal.npy", Normalizer(*(x.float() for x in statistics(CLIP))).apply(made).numpy())
+        tables = []
+        for options in (
+            [tmp_path / "raw.npy", "--features", "raw"],
+            [tmp_path / "normal.npy", "--features", "normalised", *self.known(folder)],
+        ):
+            assert self.evaluate(folder, *options, "--json", tmp_path / "t.json") == 0
+            tables.append(json.loads((tmp_path / "t.json").read_text())["rows"][0]["values"]["clip_to_sample"]["mean"])
+        assert tables[0] == pytest.approx(tables[1], rel=1e-5)
+        capsys.readouterr()
+        for options, message in (
+            ([tmp_path / "raw.npy"], "need --features raw, or --features normalised with --mean and --std"),
+            ([tmp_path / "normal.npy", "--features", "normalised"], "--features normalised needs --mean and --std"),
+            (
+                [tmp_path / "raw.npy", "--features", "raw", *self.known(folder)],
+                "--mean and --std are of --evaluator and",
+            ),
+            (["--features", "raw"], "leave it out where none are given"),
+        ):
+            assert self.evaluate(folder, *options) == 2
+            assert message in capsys.readouterr().err
+
+    def test_what_the_evaluator_cannot_measure_is_not_sampled(
+        self,
+        folder: Path,
+        finest: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        train(CLIP, tmp_path / "run", preset=TINY, progress=False)  # as an array
+        for name, frames in (("a", 90), ("b", 80)):
+            np.save(tmp_path / f"{name}.npy", CLIP[:frames].numpy())
+        monkeypatch.setattr(Run, "sample", lambda *_, **__: pytest.fail("sampled before all was checked"))
+        weights, unlike = ["--evaluator", finest], [tmp_path / "a.npy", tmp_path / "b.npy", "--features", "raw"]
+        for place, options, message in (
+            (folder, [*weights, "--mean", folder / "Mean.npy"], "all three, or none"),
+            (tmp_path, [*weights, *self.known(folder)], "--evaluator: these measures are of HumanML3D features"),
+            (folder, [*unlike, *weights, *self.known(folder)], "all of one length, got lengths [90, 80]"),
+            (folder, [*weights, *self.known(folder), "--frames", 30], "frames must be more than 30"),
+            (tmp_path, [tmp_path / "a.npy", "--features", "raw"], "--features is of runs of the layout humanml"),
+        ):
+            assert self.evaluate(place, *options) == 2
+            assert message in capsys.readouterr().err

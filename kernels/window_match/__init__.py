@@ -54,7 +54,9 @@ def window_match(
     The rebuilding cuts the source into pieces of `window` frames or more and lays each on a stretch of the target of
     its length, so that the total distance is least. A copy has exactly 0; a NaN in a frame makes every window that
     spans it, or is compared with one that spans it, NaN, and the rebuilding's cost, too. Carries no gradient;
-    deterministic. Time is that of the distances, a block of whose rows is held at once.
+    deterministic. Memory is that of a block of the distances' rows, of `window` rows or more, and in the kernel of
+    `window` + 1 rows of sums beside it. The kernel's time is that of the distances, L N F, whatever the window; the
+    reference adds up each pair of windows anew, L N window, and with `rebuild` walks over the rows in Python.
     Source: Li et al. 2022, GANimator (nearest neighbours of windows, patched nearest neighbour).
 
     Args:

@@ -321,6 +321,33 @@ def test_what_is_said_is_held_against_the_data(features: torch.Tensor, tmp_path:
         read_humanml(raw, False)
 
 
+@pytest.mark.parametrize("contact", [0.0, 1.0])
+def test_how_near_to_0_or_1_a_contact_is(features: torch.Tensor, contact: float, tmp_path: Path) -> None:
+    inwards = 1 - 2 * contact
+    for off in (0.005, -0.005, 0.05, -0.05):
+        changed = features.clone()
+        changed[7, 260] = contact + off * inwards
+        np.save(tmp_path / "a.npy", changed.numpy())
+        if abs(off) < 0.01:
+            assert torch.equal(read_humanml(tmp_path / "a.npy", False), changed)
+        else:
+            with pytest.raises(ValueError, match=r"said to be raw, but it has a foot contact of"):
+                read_humanml(tmp_path / "a.npy", False)
+
+
+def test_what_a_model_made_is_as_it_is_said_to_be(features: torch.Tensor, tmp_path: Path) -> None:
+    mean, std = statistics(features)
+    made = features.clone()
+    made[:, 259:] = 0.4
+    np.save(tmp_path / "raw.npy", made.numpy())
+    np.save(tmp_path / "normal.npy", Normalizer(mean, std).apply(made).numpy())
+    assert torch.equal(read_humanml(tmp_path / "raw.npy", False, generated=True), made)
+    again = read_humanml(tmp_path / "normal.npy", True, mean, std, generated=True)
+    assert ((again - made).abs() <= 2 * EPS * (made.abs() + mean.abs())).all()
+    with pytest.raises(ValueError, match="needs mean and std"):
+        read_humanml(tmp_path / "normal.npy", True, generated=True)
+
+
 def test_half_precision_is_still_raw(features: torch.Tensor, tmp_path: Path) -> None:
     """Contacts through bfloat16, normalised and back, are taken; so is a file of float16."""
     mean, std = statistics(features)

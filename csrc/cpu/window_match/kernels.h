@@ -96,6 +96,13 @@ SINMDM_KERNEL double least_of(V<double> x) {
   return least;
 }
 
+// x, infinite from lane `count` on.
+SINMDM_KERNEL V<double> first_lanes(V<double> x, int64_t count) {
+  V<double> lane{};
+  for (int64_t i = 0; i < kLanes<double>; ++i) lane[i] = static_cast<double>(i);
+  return lane < static_cast<double>(count) ? x : V<double>{} + kInfinite;
+}
+
 SINMDM_KERNEL void put(const Problem& p, char* to, int64_t index, double x) {
   if (p.element == Element::float64) {
     reinterpret_cast<double*>(to)[index] = x;
@@ -125,7 +132,8 @@ struct Ending {
 };
 
 // H(i, k) = min(H(i-1, k-1) + D[i-1, k-1], G(i-t) + W(i, k)) in place, over the first frames of the target's windows.
-// `ends` and `suffix` are the parts of the window sums W, `row` the distances of the window's last frames.
+// `ends` and `suffix` are the parts of the window sums W, `row` the distances of the window's last frames. Lanes beyond
+// the target's last window add up no window's parts, at times to NaN, and are made infinite.
 template <bool rebuild>
 SINMDM_KERNEL Ending end_windows(const Problem& p, const double* ends, const double* suffix, const double* row,
                                  double before, double* cost) {
@@ -133,15 +141,17 @@ SINMDM_KERNEL Ending end_windows(const Problem& p, const double* ends, const dou
   V<double> least = V<double>{} + kInfinite, best = least;
   const int64_t whole = (p.starts() + L - 1) / L * L;
   for (int64_t k = whole - L; k >= 0; k -= L) {
-    const V<double> sum = load<double>(ends + k) + load<double>(suffix + k);
+    const int64_t real = p.starts() - k;
+    V<double> sum = load<double>(ends + k) + load<double>(suffix + k);
+    if (real < L) sum = first_lanes(sum, real);
     least = smaller(sum, least);
     if (rebuild) {
-      const V<double> cheapest = smaller(load<double>(cost + k - 1) + load<double>(row + k), before + sum);
+      V<double> cheapest = smaller(load<double>(cost + k - 1) + load<double>(row + k), before + sum);
+      if (real < L) cheapest = first_lanes(cheapest, real);
       store<double>(cost + k, cheapest);
       best = smaller(cheapest, best);
     }
   }
-  if (rebuild) std::fill(cost + p.starts(), cost + whole, kInfinite);
   return {least_of(best), least_of(least)};
 }
 
