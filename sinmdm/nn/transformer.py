@@ -44,7 +44,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor, lengths: Tensor | None, boundary: str | None = None) -> Tensor:
         """x (B, frames, d_model), modulation (B or 1, 6 d_model) made of the timestep by `self.modulation`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, -1)
-        h = self.attention(_modulated(x, shift1, scale1), lengths, boundary=boundary)
+        options = {} if boundary is None else {"boundary": boundary}  # a layer in its place need not know of it
+        h = self.attention(_modulated(x, shift1, scale1), lengths, **options)
         x = torch.addcmul(x, gate1[:, None], self.dropout(h))
         h = self._mlp(_modulated(x, shift2, scale2))
         return torch.addcmul(x, gate2[:, None], self.dropout(h))
@@ -123,7 +124,7 @@ class WindowTransformer(nn.Module):
         lengths: Tensor | None = None,
         *,
         conditions: Tensor | None = None,
-        boundary: str = "clip",
+        boundary: str | None = None,
     ) -> Tensor:
         """x (B, features, frames), timesteps (B,) integers, lengths (B,) real frames; to x's shape.
 
