@@ -191,6 +191,7 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             )
             axis.annotate(name, (diversity, coverage), (4, 3), textcoords="offset points", fontsize=7, color=colour)
         axis.set(title=clip, xlabel="global diversity (0: a copy)", ylabel="coverage at the strict threshold")
+        axis.margins(x=0.2)
         axis.grid(alpha=0.25)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
