@@ -2,6 +2,7 @@
 "use strict";
 
 const byId = (id) => document.getElementById(id);
+const MOST = 12;  // milliseconds that drawing a frame may take: 60 a second, with some left for the browser
 const motionless = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 /** Bytes of base64 text. */
@@ -14,14 +15,15 @@ function bytes(text) {
 /** A character of the data, ready to be posed; `first` is the place of its first joint among all joints. */
 class Character {
   constructor(data, skeletons, first) {
-    Object.assign(this, data, skeletons[data.skeleton]);
+    const {roots, offsets, given, ...rest} = data;
+    Object.assign(this, rest, skeletons[data.skeleton]);
     this.first = first;
     this.joints = this.names.length;
     this.seconds = this.frames * this.frameTime;
-    this.roots = new Float32Array(bytes(data.roots).buffer);
-    this.offsets = new Int16Array(bytes(data.offsets).buffer);
-    this.bits = typeof data.given === "string" ? bytes(data.given) : null;
-    this.all = data.given === true ? 1 : 0;
+    this.roots = new Float32Array(bytes(roots).buffer);
+    this.offsets = new Int16Array(bytes(offsets).buffer);
+    this.bits = typeof given === "string" ? bytes(given) : null;
+    this.all = given === true ? 1 : 0;
   }
 
   /** Its own frame at a time of the scene, with a fraction. */
@@ -156,13 +158,16 @@ const clock = (seconds) => {
 
 class Page {
   constructor() {
-    this.scene = JSON.parse(byId("scene").textContent);
+    const {characters, ...scene} = JSON.parse(byId("scene").textContent);
+    byId("scene").remove();  // its text is as large as the motions
+    this.scene = scene;
     let first = 0;
-    this.characters = this.scene.characters.map((data) => {
-      const character = new Character(data, this.scene.skeletons, first);
+    this.characters = characters.map((data) => {
+      const character = new Character(data, scene.skeletons, first);
       first += character.joints;
       return character;
     });
+    this.joints = first;
     this.seconds = Math.max(...this.characters.map((character) => character.seconds));
     this.now = 0;
     this.speed = 1;
@@ -173,11 +178,13 @@ class Page {
     this.pointers = new Map();
     this.intervals = new Times();
     this.scripts = new Times();
-    this.finished = null;  // while measuring: times with the graphics' own
+    this.measuring = false;
+    this.finished = null;  // while measuring that: times with the graphics' own
+    this.pointed = null;  // where the pointer has come to, until it is looked what is there
     this.camera = new Camera();
     this.canvas = byId("stage");
     this.describe();
-    this.drawing = new Drawing(this.canvas, parts(this.scene, this.characters));
+    this.drawing = drawing(this.canvas, parts(this.scene, this.characters));
     this.listen();
     this.dress(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
     this.resize();
@@ -240,14 +247,21 @@ class Page {
     this.stale = true;
   }
 
-  resize() {
-    const ratio = this.drawing.sampled ? Math.min(devicePixelRatio || 1, 2) : 1;  // 1 where graphics are in software
+  /** Take up the window, with so many pixels of the canvas to one of the window's. */
+  resize(ratio = this.drawing.ratios[0]) {
     this.width = Math.max(1, innerWidth);
     this.height = Math.max(1, innerHeight);
-    this.canvas.width = Math.round(this.width * ratio);
-    this.canvas.height = Math.round(this.height * ratio);
-    this.drawing.ratio = ratio;
+    this.drawing.resize(this.width, this.height, ratio);
+    this.scripts = new Times();
     this.stale = true;
+  }
+
+  /** Fewer pixels where drawing takes too long, and more again where it does not. */
+  adapt() {
+    const {drawing: {ratio, ratios}, scripts} = this, at = ratios.indexOf(ratio), {median} = scripts.summary;
+    if (!this.playing || this.measuring || scripts.count < 60) return;
+    if (median > MOST && at + 1 < ratios.length) this.resize(ratios[at + 1]);
+    else if (at > 0 && median * (ratios[at - 1] / ratio) ** 2 < MOST / 2) this.resize(ratios[at - 1]);
   }
 
   reset() {
@@ -285,17 +299,10 @@ class Page {
 
   /** The joint nearest to a place in the window, within a few pixels: {character, joint} or null. */
   joint(x, y) {
-    const {texels} = this.drawing;
-    let nearest = 14, found = null;
-    for (const character of this.characters) {
-      for (let joint = 0; joint < character.joints; joint++) {
-        const at = 4 * (character.first + joint);
-        const place = this.camera.place(texels[at], texels[at + 1], texels[at + 2], this.width, this.height);
-        const away = place ? Math.hypot(place[0] - x, place[1] - y) : Infinity;
-        if (away < nearest) [nearest, found] = [away, {character, joint}];
-      }
-    }
-    return found;
+    const {camera, drawing: {texels}, width, height} = this;
+    const place = camera.nearest(texels.subarray(0, 4 * this.joints), x, y, width, height, 14);
+    const character = this.characters.find(({first, joints}) => place >= first && place < first + joints);
+    return character ? {character, joint: place - character.first} : null;
   }
 
   /** Keep the middle of the roots, or the root of the character clicked last, where it is in the picture. */
@@ -321,6 +328,8 @@ class Page {
     if (passed > 0) this.intervals.add(passed);
     if (this.playing) this.advance(Math.min(passed, 250) / 1000);
     if (this.playing || this.changed || this.stale) this.draw(Math.min(passed, 250) / 1000);
+    if (this.pointed) this.point(...this.pointed);
+    this.pointed = null;
     if (!(time - this.told < 500)) this.tell(time);
   }
 
@@ -368,20 +377,32 @@ class Page {
 
   tell(time) {
     this.told = time;
-    const frames = this.intervals.summary, scripts = this.scripts.summary;
+    const {intervals: {summary: frames}, scripts: {summary: scripts}, drawing: {name, canvas}} = this;
     byId("speedometer").textContent = frames.count
       ? `${frames.median.toFixed(1)} ms (95 %: ${frames.p95.toFixed(1)}), script ${scripts.median.toFixed(1)}` : "";
+    byId("speedometer").title = `Milliseconds from frame to frame: median and 95 %; of the script. ${canvas.width} × `
+      + `${canvas.height} pixels, drawn ${name === "software" ? "in software" : "with " + name}`;
+    this.adapt();
   }
 
-  /** Play for some frames, waiting for the graphics in each: a promise of the frame, script and whole draw times. */
+  /**
+   * Play for so many frames, and for as many again in which the graphics are waited for: a promise of the times from
+   * frame to frame and of the script, and of the whole drawing.
+   */
   async measure(frames) {
+    const frame = () => new Promise((done) => requestAnimationFrame(done));
+    this.measuring = true;
+    this.play(true);
+    await frame();
     this.intervals = new Times();
     this.scripts = new Times();
+    while (this.intervals.count < frames) await frame();
+    const [intervals, scripts] = [this.intervals.summary, this.scripts.summary];
     this.finished = [];
-    this.play(true);
-    while (this.finished.length < frames) await new Promise((done) => requestAnimationFrame(done));
+    while (this.finished.length < frames) await frame();
     const whole = summary(this.finished);
     this.finished = null;
-    return {frames: this.intervals.summary, script: this.scripts.summary, draw: whole};
+    this.measuring = false;
+    return {frames: intervals, script: scripts, draw: whole};
   }
 }

@@ -1,4 +1,6 @@
-"""A scene as one HTML page that needs nothing else: no network, no library, only a browser with WebGL 2.
+"""A scene as one HTML page that needs nothing else: no network, no library, only a browser.
+
+It is drawn with WebGL 2 where there is a graphics processor for it, and in software (page_software.js) where not.
 
 The page's content security policy allows the script and style that are in it, by their hashes, and nothing more: not
 even its own files may load anything.
@@ -22,7 +24,14 @@ from ..motion.atomic import replacing
 from . import colours
 from .scene import Character, Scene
 
-_SCRIPTS = ("page_camera.js", "page_draw.js", "page.js", "page_controls.js")
+_SCRIPTS = (
+    "page_camera.js",
+    "page_draw.js",
+    "page_webgl.js",
+    "page_software.js",
+    "page.js",
+    "page_controls.js",
+)
 _COLOURS = ("PAGE", "INK", "MUTED", "GIVEN", "GENERATED", "GRID", "SHADE")  # of the light theme
 _STEPS = 32767  # of an int16, from the root to the farthest joint
 _MOST = 384 << 20  # characters of a page; browsers refuse texts of 512 Mi and more

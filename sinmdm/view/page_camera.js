@@ -10,6 +10,7 @@ class Camera {
     this.yaw = YAW;
     this.pitch = PITCH.row;
     this.distance = 1;
+    this.near = 0;
     this.target = new Float32Array(3);
     this.view = new Float32Array(16);  // column after column
     this.projection = new Float32Array(16);
@@ -104,7 +105,8 @@ class Camera {
     }
     view[14] -= this.distance;
     view[15] = 1;
-    const near = 0.02 * this.distance, far = this.distance + extent, scale = 1 / Math.tan(FIELD / 2);
+    this.near = 0.02 * this.distance;  // what is nearer to the eye is not seen
+    const {near} = this, far = this.distance + extent, scale = 1 / Math.tan(FIELD / 2);
     this.projection.fill(0);
     this.projection[0] = scale / aspect;
     this.projection[5] = scale;
@@ -120,5 +122,19 @@ class Camera {
     if (depth <= 0) return null;
     const pixels = height / 2 / Math.tan(FIELD / 2) / depth;
     return [width / 2 + right * pixels, height / 2 - up * pixels];
+  }
+
+  /** Which of the points (x, y, z and a fourth number each) is seen nearest to a place, within pixels of it; or -1. */
+  nearest(points, x, y, width, height, within) {
+    const [a, b, c, , d, e, f, , g, h, i, , u, v, w] = this.view, focal = height / 2 / Math.tan(FIELD / 2);
+    let least = within * within, found = -1;
+    for (let at = 0; at < points.length; at += 4) {
+      const px = points[at], py = points[at + 1], pz = points[at + 2], depth = -(c * px + f * py + i * pz + w);
+      if (depth <= this.near) continue;
+      const right = width / 2 + focal * (a * px + d * py + g * pz + u) / depth - x;
+      const down = height / 2 - focal * (b * px + e * py + h * pz + v) / depth - y, away = right * right + down * down;
+      if (away < least) [least, found] = [away, at / 4];
+    }
+    return found;
   }
 }

@@ -28,13 +28,9 @@ Page.prototype.listen = function () {
   }, {passive: false});
   canvas.addEventListener("pointerdown", (event) => this.press(event));
   canvas.addEventListener("pointermove", (event) => this.move(event));
-  canvas.addEventListener("pointerleave", () => { byId("tip").hidden = true; });
+  canvas.addEventListener("pointerleave", () => this.unpoint());
   for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, (event) => this.release(event));
-  canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
-  canvas.addEventListener("webglcontextrestored", () => {
-    this.drawing.build();
-    this.stale = true;
-  });
+  canvas.addEventListener("webglcontextrestored", () => { this.changed = true; });
 };
 
 Page.prototype.press = function (event) {
@@ -42,12 +38,15 @@ Page.prototype.press = function (event) {
   this.canvas.classList.add("held");
   this.pointers.set(event.pointerId, [event.clientX, event.clientY]);
   this.travelled = this.pointers.size > 1 ? Infinity : 0;
-  byId("tip").hidden = true;
+  this.unpoint();
 };
 
 Page.prototype.move = function (event) {
   const before = this.pointers.get(event.pointerId), now = [event.clientX, event.clientY];
-  if (!before) return this.point(...now);
+  if (!before) {
+    this.pointed = now;
+    return;
+  }
   const [x, y] = [now[0] - before[0], now[1] - before[1]];
   this.travelled += Math.abs(x) + Math.abs(y);
   if (this.pointers.size === 1) {
@@ -66,10 +65,20 @@ Page.prototype.move = function (event) {
 Page.prototype.release = function (event) {
   this.pointers.delete(event.pointerId);
   if (!this.pointers.size) this.canvas.classList.remove("held");
-  if (event.type === "pointerup" && this.travelled < 5) {  // a click: the character there, or none any more
-    this.focus = this.joint(event.clientX, event.clientY)?.character ?? null;
-    this.changed = true;
+  if (event.type === "pointerup" && this.travelled < 5) {  // a click
+    this.pursue(this.joint(event.clientX, event.clientY)?.character ?? null);
   }
+};
+
+/** Follow a character, or none any more. */
+Page.prototype.pursue = function (character) {
+  this.focus = character;
+  this.switch("follow", Boolean(character));
+};
+
+Page.prototype.unpoint = function () {
+  this.pointed = null;
+  byId("tip").hidden = true;
 };
 
 /** Say which joint the pointer is over. */
@@ -86,12 +95,13 @@ Page.prototype.key = function (event) {
   const keys = {
     " ": () => this.play(), r: () => this.reset(), t: () => byId("theme").click(),
     l: () => this.switch("labels"), p: () => this.switch("paths"), g: () => this.switch("grid"),
-    f: () => this.switch("follow"), home: () => this.seek(0), end: () => this.seek(this.seconds),
+    f: () => this.switch("follow"), escape: () => this.pursue(null),
+    home: () => this.seek(0), end: () => this.seek(this.seconds),
     arrowleft: () => this.step(event.shiftKey ? -10 : -1), arrowright: () => this.step(event.shiftKey ? 10 : 1),
     ",": () => this.step(-1), ".": () => this.step(1),
   };
   const run = keys[event.key.toLowerCase()];
-  if (!run || event.key === " " && event.target.matches("button:not(#play)")) return;
+  if (!run || event.key === " " && event.target.matches("button")) return;
   event.preventDefault();
   run();
 };
@@ -106,7 +116,8 @@ try {
     measure: (frames) => page.measure(frames),
     seek: (seconds) => { page.play(false); page.seek(seconds); },
     state: () => ({now: page.now, seconds: page.seconds, playing: page.playing, on: {...page.on},
-      focus: page.focus?.label ?? null, yaw: page.camera.yaw, distance: page.camera.distance,
+      focus: page.focus?.label ?? null, speed: page.speed, renderer: page.drawing.name,
+      pixels: [page.canvas.width, page.canvas.height], yaw: page.camera.yaw, distance: page.camera.distance,
       target: [...page.camera.target],
       frames: page.characters.map((character) => character.frame(page.now, page.on.shorter))}),
     pose: (index) => {  // x, y, z, given of each joint of a character, as drawn last
@@ -117,10 +128,7 @@ try {
   });
 } catch (error) {
   window.sinmdm.error = String(error);
-  byId("trouble").textContent = error.message === "there is no WebGL 2"
-    ? "This page draws with WebGL 2, which this browser does not have, or has switched off. Any current Firefox, "
-      + "Chrome, Edge or Safari has it; look for hardware acceleration in its settings."
-    : "This page cannot be shown: " + error.message;
+  byId("trouble").textContent = "This page cannot be shown: " + error.message;
   byId("trouble").hidden = false;
   byId("switches").hidden = true;
   document.querySelector("footer").hidden = true;

@@ -65,7 +65,7 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.resize(width, height)
 
     def __enter__(self) -> Browser:
         return self
@@ -123,9 +123,10 @@ class Browser:
         elif method == "Log.entryAdded" and event["entry"]["level"] in ("error", "warning"):
             self.said.append(event["entry"]["text"])
 
-    def open(self, page: Path) -> None:
-        """Go to a file, and wait until its script has run."""
-        self.call("Page.navigate", url=page.as_uri())
+    def open(self, page: Path, fragment: str = "") -> None:
+        """Go to a file (and a fragment of it), and wait until its script has run."""
+        self.call("Page.navigate", url="about:blank")  # to another fragment of the same file is no new beginning
+        self.call("Page.navigate", url=page.as_uri() + (f"#{fragment}" if fragment else ""))
         until = time.monotonic() + self._patience
         while not self.run("document.readyState === 'complete' && location.protocol === 'file:'"):
             if time.monotonic() > until:
@@ -142,6 +143,10 @@ class Browser:
     def next_frame(self) -> None:
         """Wait until what was changed has been drawn."""
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+
+    def resize(self, width: int, height: int) -> None:
+        """Make the window so large."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def screenshot(self) -> bytes:
         """The page as a PNG."""
