@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
 import math
 import os
@@ -88,17 +89,26 @@ def read_places(path: str | os.PathLike[str]) -> Places:
     """Places from a file with a row a character: x, z in the clip's units, and the heading in degrees.
 
     `.csv`, with or without a first line x,z,heading; or `.json`, a list of [x, z, heading] or of objects with those
-    names. Raises: ValueError naming the file and the row; OSError where it cannot be opened.
+    names. Raises: ValueError naming the file and the line or row; OSError where it cannot be opened.
     """
     path = Path(path)
+    table = path.suffix.lower() != ".json"
     try:
         text = path.read_text(encoding="utf-8-sig")
-        rows = json.loads(text) if path.suffix.lower() == ".json" else _csv_rows(text)
-    except (ValueError, csv.Error) as error:  # UnicodeDecodeError and JSONDecodeError too
+        rows = _csv_rows(text) if table else json.loads(text)
+    except (ValueError, RecursionError, csv.Error) as error:  # UnicodeDecodeError and JSONDecodeError too
         raise ValueError(f"{path}: not a {path.suffix} file of places: {error}") from error
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path}: must have a row of x, z and heading for each character, has none")
-    numbers = np.array([_numbers(f"{path}, row {number}", row) for number, row in enumerate(rows, 1)])
+    if table:
+        header = f", or the header {','.join(_COLUMNS)}"
+        read = [
+            _numbers(f"{path}, line {line}", cells, str, "" if index else header)
+            for index, (line, cells) in enumerate(rows)
+        ]
+    else:
+        read = [_numbers(f"{path}, row {number}", row, (int, float)) for number, row in enumerate(rows, 1)]
+    numbers = np.array(read)
     return Places(numbers[:, :2], numbers[:, 2])
 
 
@@ -292,7 +302,7 @@ def make_crowd(
 
     points, ways = places.points, _ways(clips)
     if not fixed:
-        distance = widened(points, ways, apart + max(1e-6 * apart, 1e-8) if apart else 0.0, distance)  # files round
+        distance = widened(points, ways, _with_room(apart), distance)
         points = distance * points
     closest = meeting(points, ways)
     if fixed:
@@ -329,6 +339,11 @@ def front(clip: Clip) -> float:
     """Where a character looks in the first frame, degrees from +z towards +x: along its root's own z axis."""
     x, _, z = clip.slice(0, 1).rotations()[0, 0, :, 2].tolist()
     return math.degrees(math.atan2(x, z))
+
+
+def _with_room(apart: float) -> float:
+    """What is kept between roots so that they are `apart` in the files too, which have nine decimals."""
+    return apart + max(1e-6 * apart, 1e-8) if apart else 0.0
 
 
 def _decoded(run: Run, features: Tensor) -> Clip:
@@ -368,24 +383,29 @@ def _places_of(layout: str | os.PathLike[str], n: int | None, facing: str | None
     return places, Path(name).name
 
 
-def _csv_rows(text: str) -> list[list[str]]:
-    lines = csv.reader(text.splitlines(), strict=True)
-    rows = [cells for line in lines if any(cells := [cell.strip() for cell in line])]
-    return rows[1:] if rows and [cell.lower() for cell in rows[0]] == list(_COLUMNS) else rows
+def _csv_rows(text: str) -> list[tuple[int, list[str]]]:
+    """The rows that hold anything, without the header, and the line of the file in which each ends."""
+    lines = csv.reader(io.StringIO(text), strict=True)
+    rows = [(lines.line_num, cells) for line in lines if any(cells := [cell.strip() for cell in line])]
+    return rows[1:] if rows and [cell.lower() for cell in rows[0][1]] == list(_COLUMNS) else rows
 
 
-def _numbers(where: str, row: Any) -> list[float]:
-    """x, z and heading of a row. Raises: ValueError."""
+def _numbers(where: str, row: Any, kind: type | tuple[type, ...], also: str = "") -> list[float]:
+    """x, z and heading of a row, each in a cell of `kind`; `also` is what else it may be. Raises: ValueError."""
     if isinstance(row, dict) and row.keys() == set(_COLUMNS):
         row = [row[name] for name in _COLUMNS]
     try:
-        if not isinstance(row, list) or len(row) != 3 or any(isinstance(cell, bool) for cell in row):
+        if not isinstance(row, list) or len(row) != 3:
             raise ValueError
+        if any(isinstance(cell, bool) or not isinstance(cell, kind) or "_" in str(cell) for cell in row):
+            raise ValueError  # "_": Python reads 1_0 as 10
         numbers = [float(cell) for cell in row]
         if not all(abs(number) <= _LARGEST for number in numbers):
             raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{where}: must be x, z and heading, each a number within {_LARGEST:g}, got {row!r}") from None
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{where}: must be x, z and heading, each a number within {_LARGEST:g}{also}, got {row!r}"
+        ) from None
     return numbers
 
 

@@ -294,20 +294,32 @@ class TestCommand:
 
     def test_takes_their_number_from_a_file(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text(json.dumps(PLACES))
-        arguments = ["--frames", 4, "--layout", tmp_path / "a.json", "--steps", 2, "--apart", 0]
+        arguments = ["--frames", 4, "--layout", tmp_path / "a.json", "--steps", 2, "--apart", "0.0"]
         assert self._main(folder, *arguments, "--out", tmp_path / "out") == 0
         scene = json.loads((tmp_path / "out" / "scene.json").read_text())
         assert (scene["layout"], scene["distance"], scene["spacing"]) == ("a.json", None, 0.0)
         assert [[c["x"], c["z"], c["heading"]] for c in scene["characters"]] == PLACES
 
+    def test_progress_is_shown(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ["-n", "2", "--frames", "5", "--steps", "3", "--out", str(tmp_path / "out")]
+        assert main(["crowd", str(folder), *options]) == 0
+        said = capsys.readouterr().err
+        assert said.index("3/3") < said.index("2/2")
+        assert said.count("sampling") > 0 < said.count("writing")
+
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["-n", "3", "--layout", "gird"], "layout must be grid, circle, or a .csv or .json file, got 'gird': did"),
-            (["--layout", "grid"], "n must be given with the layout 'grid'"),
+            (
+                ["-n", "3", "--layout", "gird"],
+                "--layout must be grid, circle, or a .csv or .json file, got 'gird': did",
+            ),
+            (["--layout", "grid"], "-n must be given with the layout 'grid'"),
             (["-n", "3", "--layout", "none.csv"], "[Errno 2] No such file or directory: 'none.csv'"),
-            (["-n", "3", "--facing", "out"], "facing is of the layout circle"),
-            (["-n", "3", "--steps", "101"], "steps must be from 1 to 100, got 101"),
+            (["-n", "3", "--facing", "out"], "--facing is of the layout circle"),
+            (["-n", "3", "--apart", "2e9"], "--apart must be a number of 0 or more, at most 1e+09, got 2000000000.0"),
+            (["-n", "3", "--steps", "101"], "--steps must be from 1 to 100, got 101"),
+            (["-n", "3", "--device", "cuda:77"], "--device 'cuda:77' cannot be used here"),
         ],
     )
     def test_errors_are_one_line_and_leave_nothing(
@@ -315,7 +327,8 @@ class TestCommand:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
         monkeypatch.chdir(tmp_path)
-        assert self._main(folder, "--frames", 5, "--out", tmp_path / "out", *arguments) == 2
+        # Not quiet: there is no bar before the first step.
+        assert main(["crowd", str(folder), "--frames", "5", "--out", str(tmp_path / "new" / "out"), *arguments]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"sinmdm: error: {said}")
         assert error.count("\n") == 1
@@ -330,7 +343,9 @@ class TestCommand:
             (["--frames", "5:6:7"], "argument --frames: must be a whole number from 1 to 2147483647, got '6:7'"),
             (["--frames", "9:5"], "argument --frames: must be the shortest and the longest, got '9:5'"),
             (["--distance", "-1"], "argument --distance: must be a number above 0, got '-1'"),
-            (["--apart", "-1"], "argument --apart: must be a number above 0, got '-1'"),
+            (["--apart", "-1"], "argument --apart: must be a number of 0 or more, got '-1'"),
+            (["--apart", "inf"], "argument --apart: must be a number of 0 or more, got 'inf'"),
+            (["--apart", "near"], "argument --apart: must be a number of 0 or more, got 'near'"),
             (["--facing", "up"], "argument --facing: invalid choice: 'up'"),
         ],
     )

@@ -23,6 +23,8 @@ from sinmdm.crowd import (
 from sinmdm.motion import Clip, Skeleton
 from sinmdm.run import Run
 
+NUMBERS = r"must be x, z and heading, each a number within 1e\+09"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -156,6 +158,17 @@ class TestSpacing:
             Clip.read(path).placed(x, z).write(path)
         assert brute_force(files).distance < scene["spacing"]
 
+    def test_is_kept_although_files_round(self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def left_over(name: str) -> list[float]:
+            """By how much the closest roots in the files are more than `apart` from each other, of crowds by seeds."""
+            crowds = [make_crowd(run, 4, 20, distance=0.1, apart=0.7, seed=seed, **STEPS) for seed in range(6)]
+            files = [crowd.write(tmp_path / f"{name}{seed}") for seed, crowd in enumerate(crowds)]
+            return [brute_force(written).distance - 0.7 for written in files]
+
+        assert min(left_over("kept")) >= 0
+        monkeypatch.setattr("sinmdm.crowd._with_room", lambda apart: apart)
+        assert min(left_over("without")) < 0
+
     def test_by_default_is_twice_what_the_clip_reaches(self, run: Run) -> None:
         positions = run.motion.positions() if isinstance(run.motion, Clip) else torch.empty(0)
         away = (positions - positions[:, :1])[..., [0, 2]].norm(dim=-1).amax(dim=1)
@@ -205,11 +218,16 @@ class TestFileLayouts:
         [
             ("a.csv", "", "must have a row of x, z and heading for each character, has none"),
             ("a.csv", "x,z,heading\n", "must have a row of x, z and heading for each character, has none"),
-            ("a.csv", "1,2\n", r"row 1: must be x, z and heading, each a number within 1e\+09, got \['1', '2'\]"),
-            ("a.csv", "x,z,heading\n1,2,3\n1,nan,3\n", r"row 2: must be x, z and heading.*got \['1', 'nan', '3'\]"),
-            ("a.csv", "1,2,3\nx,z,heading\n", r"row 2: must be x, z and heading"),
-            ("a.csv", "1,2,inf\n", "row 1: must be x, z and heading"),
-            ("a.csv", "1,2,2e9\n", "row 1: must be x, z and heading"),
+            ("a.csv", "1,2\n", rf"line 1: {NUMBERS}, or the header x,z,heading, got \['1', '2'\]"),
+            ("a.csv", "\nz,x,heading\n1,2,3\n", rf"line 2: {NUMBERS}, or the header x,z,heading, got \['z', 'x', "),
+            ("a.csv", "x;z;heading\n1;2;3\n", rf"line 1: {NUMBERS}, or the header x,z,heading, got \['x;z;heading'\]"),
+            ("a.csv", "x,z,heading\n\n1,2,3\n\n1,nan,3\n", rf"line 5: {NUMBERS}.*got \['1', 'nan', '3'\]"),
+            ("a.csv", "1,2,3\nx,z,heading\n", rf"line 2: {NUMBERS}, got \['x', 'z', 'heading'\]"),
+            ("a.csv", "1,2,inf\n", "line 1: must be x, z and heading"),
+            ("a.csv", "1,2,2e9\n", "line 1: must be x, z and heading"),
+            ("a.csv", "1_0,2,3\n", "line 1: must be x, z and heading"),
+            ("a.json", '[[1, 2, 3], [1, 2, "3"]]', r"row 2: must be x, z and heading.*got \[1, 2, '3'\]"),
+            ("a.json", 100_000 * "[", "not a .json file of places: .*recursion"),
             ("a.csv", '1,"2,3\n', "not a .csv file of places"),
             ("a.csv", b"\xff\xfe1", "not a .csv file of places"),
             ("a.json", "", "not a .json file of places"),

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .common import Command, add_common, add_device, add_sampler, count, positive, steps_bar
+
+# Arguments of `make_crowd` that are options here: its errors begin with their names.
+_OPTIONS = ("layout", "facing", "distance", "apart", "steps", "eta", "batch_size", "device")
 
 
 def add(command: Command) -> None:
@@ -48,7 +53,42 @@ def _frames(text: str) -> int | tuple[int, int]:
 
 
 def _length(text: str) -> float:
-    return 0.0 if text == "0" else positive(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of 0 or more, got {text!r}")
+    return value
+
+
+@contextlib.contextmanager
+def _told(quiet: bool, description: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield `on_step` of a bar that appears with the first step: errors before it stand alone."""
+    with contextlib.ExitStack() as shown:
+        follow: Callable[[int, int], None] | None = None
+
+        def on_step(done: int, total: int) -> None:
+            nonlocal follow
+            if follow is None:
+                bar, follow = steps_bar(quiet, description)
+                shown.enter_context(bar)
+            follow(done, total)
+
+        yield on_step
+
+
+@contextlib.contextmanager
+def _named_as_options() -> Iterator[None]:
+    """Errors that begin with the name of an argument begin with that of its option."""
+    names = {"n": "-n"} | {name: "--" + name.replace("_", "-") for name in _OPTIONS}
+    try:
+        yield
+    except ValueError as error:
+        name, space, words = str(error).partition(" ")
+        if name not in names:
+            raise
+        raise ValueError(names[name] + space + words) from error
 
 
 def _crowd(arguments: argparse.Namespace) -> None:
@@ -57,17 +97,15 @@ def _crowd(arguments: argparse.Namespace) -> None:
     from ..run import load
 
     run = load(arguments.run_folder)
-    bar, on_step = steps_bar(arguments.quiet, "sampling")
     with filling(arguments.out) as folder:
-        with bar:
+        with _named_as_options(), _told(arguments.quiet, "sampling") as on_step:
             crowd = make_crowd(
                 run, arguments.n, arguments.frames, layout=arguments.layout, facing=arguments.facing,
                 distance=arguments.distance, apart=arguments.apart, seed=arguments.seed or 0,
                 sampler=arguments.sampler, steps=arguments.steps, spacing=arguments.spacing, eta=arguments.eta,
                 batch_size=arguments.batch_size, device=arguments.device, on_step=on_step,
             )  # fmt: skip
-        bar, on_step = steps_bar(arguments.quiet, "writing")
-        with bar:
+        with _told(arguments.quiet, "writing") as on_step:
             crowd.write(folder, on_step=on_step)
     lengths = [len(clip) for clip in crowd.clips]
     frames = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"

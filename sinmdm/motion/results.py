@@ -31,13 +31,14 @@ _ARRAYS = {  # kind of number and number of dimensions
 }  # fmt: skip
 _OPTIONAL = {"given"}
 _PADDING = bytes(2**16)
+LARGEST = 1e9  # of coordinates: beyond it something is wrong, and float32 has no room to move and scale them
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
     """Motions of one skeleton as positions; the fields are those of the file, `given` None where nothing was.
 
-    Raises: ValueError where shapes disagree, a position is not finite, or parents make no tree.
+    Raises: ValueError where shapes disagree, a position is not within 1e9, or parents make no tree.
     """
 
     positions: np.ndarray
@@ -53,7 +54,7 @@ class Results:
             self.positions.shape, self.lengths.tolist(), self.names, self.parents, self.frame_time, self.labels,
             self.given,
         )  # fmt: skip
-        _check_finite(self.positions)
+        check_coordinates(self.positions)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -74,8 +75,10 @@ class Results:
         try:
             with zipfile.ZipFile(path) as archive:
                 arrays = {name: _read_array(archive, name) for name in _ARRAYS}
+            with np.errstate(over="ignore"):
+                positions = arrays["positions"].astype(np.float32, copy=False)
             return cls(
-                positions=arrays["positions"].astype(np.float32, copy=False),
+                positions=positions,
                 lengths=arrays["lengths"].astype(np.int64),
                 names=tuple(arrays["names"].tolist()),
                 parents=tuple(arrays["parents"].tolist()),
@@ -130,9 +133,10 @@ def _check(
         raise ValueError(f"frame_time is {frame_time}, must be positive seconds")
 
 
-def _check_finite(positions: np.ndarray) -> None:
-    if not np.isfinite(positions).all():
-        raise ValueError("positions must be finite")
+def check_coordinates(positions: np.ndarray) -> None:
+    """Raise ValueError where a coordinate is not finite or not within 1e9 of 0."""
+    if not (positions.min(initial=0) >= -LARGEST and positions.max(initial=0) <= LARGEST):  # neither where one is NaN
+        raise ValueError(f"positions must be finite and within {LARGEST:g}")
 
 
 class ResultsWriter:
@@ -148,12 +152,12 @@ class ResultsWriter:
     def write(self, positions: Tensor | np.ndarray) -> None:
         """Append the next frames (frames, J, 3) of the motion at hand; with its last frame the next motion begins.
 
-        Raises: ValueError where the shape is another, a position is not finite in float32, or they are more than are
-        left of the motion; they then count as not given.
+        Raises: ValueError where the shape is another, a position is not within 1e9, or they are more than are left
+        of the motion; they then count as not given.
         """
-        with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(positions, dtype=np.float32)
-        _check_finite(array)
+        array = np.asarray(positions)
+        check_coordinates(array)
+        array = np.ascontiguousarray(array, dtype=np.float32)
         if array.ndim != 3 or array.shape[1:] != (self._joints, 3):
             raise ValueError(f"positions have shape {array.shape}, must be (frames, {self._joints}, 3)")
         left = self._lengths[self.motions] - self._done if self.motions < len(self._lengths) else 0

@@ -44,6 +44,15 @@ def sticks(character: Character) -> tuple[np.ndarray, np.ndarray]:
     return ends, np.stack([radii, _TAPER * radii], axis=1)
 
 
+def check_drawing() -> None:
+    """Raise ImportError where Pillow or matplotlib is missing."""
+    try:
+        import matplotlib  # noqa: F401
+        import PIL  # noqa: F401
+    except ImportError as error:
+        raise ImportError("drawing needs Pillow and matplotlib: pip install 'sinmdm[view]'") from error
+
+
 class Renderer:
     """Draws the frames of a scene, as seen by a camera that keeps all of it in sight.
 
@@ -51,17 +60,17 @@ class Renderer:
     fps: how many of these are a second.
     size: width and height in pixels.
     follow: whether the camera goes along; None: where it is much nearer for it.
+    In memory are the boxes about all characters at all times, some 60 bytes each.
     Raises: ImportError where Pillow or matplotlib, with whose font it writes, is missing.
     """
 
     def __init__(
         self, scene: Scene, times: Sequence[float], *, fps: float, size: tuple[int, int], follow: bool | None = None
     ) -> None:
-        try:
-            import matplotlib
-            from PIL import Image, ImageDraw, ImageFilter, ImageFont
-        except ImportError as error:
-            raise ImportError("drawing needs Pillow and matplotlib: pip install 'sinmdm[view]'") from error
+        check_drawing()
+        import matplotlib
+        from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
         self._image, self._canvas, self._filter = Image, ImageDraw, ImageFilter
         font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
         self._font = ImageFont.truetype(str(font), max(8, round(size[1] / 36)))
@@ -76,7 +85,9 @@ class Renderer:
         given = [False if one.given is None else one.given for one in characters]
         self._legend = any(np.any(one) for one in given) and not all(np.all(one) for one in given)
 
-        boxes = np.array([[_box(one.at(time, loop=False)[0]) for one in characters] for time in times])
+        boxes = np.empty((len(times), len(characters), 2, 3), dtype=np.float32)
+        for index, one in enumerate(characters):
+            boxes[:, index] = one.boxes(times)
         self._targets, distance = camera_path(boxes, fps, size[0] / size[1], follow)
         self._tops = smooth(boxes[:, :, 1, 1].astype(np.float64), fps)  # of figures, in each frame
         self._distance = max(distance, 2.5 * scene.size)
@@ -209,10 +220,6 @@ def _outlines(ends: np.ndarray, radii: np.ndarray) -> np.ndarray:
     angles = turn + np.stack([half, half + np.pi])  # (n, 2, _ROUND): about the first end, then about the second
     corners = ends[:, :, None] + radii[:, :, None, None] * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     return corners.reshape(len(ends), 2 * _ROUND, 2)
-
-
-def _box(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return points.min(axis=0), points.max(axis=0)
 
 
 def _round_length(length: float) -> float:

@@ -1,6 +1,6 @@
 """What is looked at: characters of any skeletons as joint positions, read from files and set out in one world.
 
-scene.json names a file of results, relative to itself, and says whether its motions belong in one world as they stand:
+scene.json names a file of results beside it, and says whether its motions belong in one world as they stand:
 {"results": "results.npz", "together": true}; what else it holds is not read here.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..motion import RESULTS, Clip, Results
+from ..motion.results import check_coordinates
 
 SCENE = "scene.json"
 
@@ -25,6 +26,7 @@ _GAP = 0.4  # between characters that are set out in rows, in the middle one's s
 _ONE_ROW = 5  # so many at most stand in one row
 _WIDE = 1.6  # columns to rows of more than that
 _ALIKE = 3.0  # sizes within this ratio are shown as they are: a child beside its father; beyond it, units differ
+_AT_ONCE = 256  # poses
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,15 +100,31 @@ class Character:
 
         Past the end the motion begins again, or (loop=False) its last frame stays. Returns also given (J,) bool.
         """
-        frame = (seconds % self.seconds if loop else max(seconds, 0.0)) / self.frame_time
-        frame = min(frame, self.frames - 1)
-        first = int(frame)
-        second = min(first + 1, self.frames - 1)
-        part = np.float32(frame - first)
-        pose = self.positions[first] * (1 - part) + self.positions[second] * part
+        first, second, part = self._around(np.array([seconds % self.seconds if loop else max(seconds, 0.0)]))
+        pose = self._between(first, second, part)[0]
         if self.given is None:
             return pose, np.zeros(len(self.names), dtype=bool)
-        return pose, self.given[second if part >= 0.5 else first]
+        return pose, self.given[second[0] if part[0] >= 0.5 else first[0]]
+
+    def boxes(self, times: Sequence[float]) -> np.ndarray:
+        """Lowest and highest x, y, z at each of n times in seconds, as `at` without `loop`: (n, 2, 3) float32."""
+        boxes = np.empty((len(times), 2, 3), dtype=np.float32)
+        for begin in range(0, len(times), _AT_ONCE):
+            part = slice(begin, begin + _AT_ONCE)
+            poses = self._between(*self._around(np.maximum(times[part], 0.0)))
+            boxes[part, 0], boxes[part, 1] = poses.min(axis=1), poses.max(axis=1)
+        return boxes
+
+    def _around(self, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The frames before and after each time >= 0, and how far it is from the first to the second, float32."""
+        frame = np.minimum(seconds / self.frame_time, self.frames - 1)
+        first = frame.astype(int)
+        return first, np.minimum(first + 1, self.frames - 1), (frame - first).astype(np.float32)
+
+    def _between(self, first: np.ndarray, second: np.ndarray, part: np.ndarray) -> np.ndarray:
+        """Poses (n, J, 3)."""
+        share = part[:, None, None]
+        return self.positions[first] * (1 - share) + self.positions[second] * share
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,8 +275,10 @@ def _read(path: Path) -> list[list[Character]]:
 
 def _read_clip(path: Path) -> list[Character]:
     clip = Clip.read(path)
-    positions = clip.positions().numpy().astype(np.float32)
+    positions = clip.positions().numpy()
     try:
+        check_coordinates(positions)
+        positions = positions.astype(np.float32)
         return [Character(path.stem, clip.names, clip.parents, positions, clip.frame_time)]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -279,14 +299,17 @@ def _read_results(path: Path) -> list[Character]:
 def _read_scene(path: Path) -> list[list[Character]]:
     try:
         scene = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError too
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError too; lists in lists in lists
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(scene, dict) or not isinstance(scene.get("results"), str):
         raise ValueError(f'{path}: no scene: it must be an object whose "results" names a file')
+    name = scene["results"]
+    if name in ("", ".", "..") or any(mark in name for mark in "/\\:"):  # a scene from others opens no other file
+        raise ValueError(f'{path}: "results" is {name!r}, must be the plain name of a file beside it')
     together = scene.get("together", False)
     if not isinstance(together, bool):
         raise ValueError(f'{path}: "together" is {together!r}, must be true or false')
-    characters = _read_results(path.parent / scene["results"])
+    characters = _read_results(path.parent / name)
     return [characters] if together else [[character] for character in characters]
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SHADOW = "#e9ebee"
+ROWS = 20  # of a picture at most
+_DOTS, _MOST = 120, 1 << 15  # pixels an inch, and of a picture's height
 _WIDTH, _MARGIN, _CAPTION = 13.0, 0.25, 0.3  # inches
 _YAW, _PITCH = np.radians(35.0), np.radians(20.0)
 
@@ -22,7 +24,8 @@ _YAW, _PITCH = np.radians(35.0), np.radians(20.0)
 def write_strip(path: str | os.PathLike[str], scene: Scene, poses: int = 10) -> None:
     """Draw each character as a strip of `poses` evenly spaced poses under its label, what was given in one colour and
     what was generated in another. All rows have one scale, and each pose stands in the middle of its place, wherever it
-    has gone. Seen from the front right and slightly above; y is up. Writes a PNG, whole or not at all.
+    has gone. Seen from the front right and slightly above; y is up. Of more than ROWS characters it shows the
+    first ones, and says so in its last line. Writes a PNG, whole or not at all.
 
     Raises: ImportError where matplotlib is missing; ValueError where the suffix is not .png or there are no poses;
     OSError where the picture cannot be written.
@@ -31,13 +34,8 @@ def write_strip(path: str | os.PathLike[str], scene: Scene, poses: int = 10) -> 
         raise ValueError(f"{path}: suffix is {os.path.splitext(path)[1]!r}, must be .png")
     if poses < 1:
         raise ValueError(f"poses is {poses}, must be at least 1")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install 'sinmdm[plot]'") from error
-
-    rows = scene.characters
+    FigureCanvasAgg, Figure = matplotlib_figure()
+    rows, missing = scene.characters[:ROWS], len(scene.characters) > ROWS
     frames = [np.linspace(0, row.frames - 1, poses).round().astype(int) for row in rows]
     figures = [_centred(row.positions[chosen]) for row, chosen in zip(rows, frames, strict=True)]
     seen = [np.stack([_project(figure), _project(figure * (1, 0, 1))]) for figure in figures]
@@ -47,12 +45,16 @@ def write_strip(path: str | os.PathLike[str], scene: Scene, poses: int = 10) -> 
     slot = max(1.08 * widest, 0.35 * max(np.subtract(tops, bottoms)), 1e-9)
     inch = (_WIDTH - 2 * _MARGIN) / (slot * poses)
     heights = [(top - bottom) * inch + 2 * _CAPTION for top, bottom in zip(tops, bottoms, strict=True)]
-    height = sum(heights) + _MARGIN
+    last = _CAPTION if missing else 0.0  # the line below the rows
+    height = sum(heights) + _MARGIN + last
 
-    picture = Figure(figsize=(_WIDTH, height), dpi=120, facecolor="white")
+    picture = Figure(figsize=(_WIDTH, height), dpi=min(_DOTS, _MOST / height), facecolor="white")
     FigureCanvasAgg(picture)
+    if missing:
+        note = f"the first {ROWS} of {len(scene.characters)}"
+        picture.text(_MARGIN / _WIDTH, (_MARGIN / 2 + last / 2) / height, note, color=MUTED, fontsize=11, va="center")
     for index, row in enumerate(rows):
-        base = (sum(heights[index + 1 :]) + _CAPTION + _MARGIN / 2) / height
+        base = (sum(heights[index + 1 :]) + _CAPTION + _MARGIN / 2 + last) / height
         share = (heights[index] - 2 * _CAPTION) / height
         axes = picture.add_axes((_MARGIN / _WIDTH, base, 1 - 2 * _MARGIN / _WIDTH, max(share, 1e-3)))
         axes.set(xlim=(0, slot * poses), ylim=(bottoms[index], max(tops[index], bottoms[index] + 1e-9)))
@@ -68,6 +70,16 @@ def write_strip(path: str | os.PathLike[str], scene: Scene, poses: int = 10) -> 
             axes.annotate(text, at, (0, -7), ("data", "axes fraction"), "offset points", ha="center", **small)
     with replacing(path) as temporary:
         picture.savefig(temporary, format="png")
+
+
+def matplotlib_figure() -> tuple[Any, Any]:
+    """matplotlib's FigureCanvasAgg and Figure. Raises: ImportError where it is missing."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("drawing needs matplotlib: pip install 'sinmdm[plot]'") from error
+    return FigureCanvasAgg, Figure
 
 
 def _centred(positions: np.ndarray) -> np.ndarray:

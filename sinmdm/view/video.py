@@ -12,12 +12,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..motion.atomic import replacing
-from .renderer import Renderer
+from ..motion.atomic import check_target, replacing
+from .renderer import Renderer, check_drawing
 from .scene import Scene
 
 _FASTEST = {".mp4": 240.0, ".gif": 50.0}  # frames a second: players show a .gif's frames for 0.02 s at least
 _LARGEST = 8192
+_LONGEST = 100_000  # frames
 # The colours are those of HD television, and the file says so: players would guess from the size of the picture.
 _HD = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
 _SAMPLED = 24  # frames that a .gif's colours are chosen from
@@ -35,7 +36,7 @@ def write_video(
     """Write a scene as a video: .mp4 (H.264 in 4:2:0, which players and browsers play) or .gif (which repeats).
 
     It lasts as long as the longest character; one that is over stays in its last frame. All characters are in
-    sight all the time. Memory does not grow with the length.
+    sight all the time. In memory are a frame, and what `Renderer` says.
 
     Args:
         path: file to write, whole or not at all.
@@ -46,20 +47,13 @@ def write_video(
         progress: show a bar.
 
     Raises:
-        ValueError: an argument that is not as above. ImportError: a library of the extra `view` is missing.
+        ValueError: an argument that is not as above, or a video of more than 100 000 frames.
+        ImportError: a library of the extra `view` is missing.
         OSError: the file cannot be written, or ffmpeg failed; the message says how.
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in _FASTEST:
-        raise ValueError(f"{path}: suffix is {path.suffix!r}, must be .mp4 or .gif")
-    if not (isinstance(fps, (int, float)) and 0 < fps <= _FASTEST[suffix]):
-        raise ValueError(f"fps is {fps!r}, must be above 0 and at most {_FASTEST[suffix]:g} for {suffix}")
-    if len(size) != 2 or not all(isinstance(side, int) and 64 <= side <= _LARGEST for side in size):
-        raise ValueError(f"size is {size!r}, must be width and height, each a whole number from 64 to {_LARGEST}")
-    if suffix == ".mp4" and (size[0] % 2 or size[1] % 2):
-        raise ValueError(f"size is {size!r}, must be even numbers for .mp4")
-    ffmpeg = _ffmpeg()
+    ffmpeg = check_video(path, scene, fps=fps, size=size)
     times = [index / fps for index in range(max(1, math.floor(scene.seconds * fps + 0.5)))]
     renderer = Renderer(scene, times, fps=fps, size=size, follow=follow)
 
@@ -78,6 +72,33 @@ def write_video(
             options = [*source, "-vf", f"scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{_HD}"]
             options += ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-movflags", "+faststart", "-f", "mp4"]
         _encode([ffmpeg, "-y", "-loglevel", "error", *options, "-bitexact", f"file:{temporary}"], frames(), path)
+
+
+def check_video(
+    path: str | os.PathLike[str], scene: Scene, *, fps: float = 30, size: tuple[int, int] = (1280, 720)
+) -> str:
+    """What `write_video` needs, so that it does not fail after others have written: the path of ffmpeg.
+
+    Raises: as `write_video`, apart from what goes wrong in writing.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in _FASTEST:
+        raise ValueError(f"{path}: suffix is {path.suffix!r}, must be .mp4 or .gif")
+    if not (isinstance(fps, (int, float)) and 0 < fps <= _FASTEST[suffix]):
+        raise ValueError(f"fps is {fps!r}, must be above 0 and at most {_FASTEST[suffix]:g} for {suffix}")
+    if len(size) != 2 or not all(isinstance(side, int) and 64 <= side <= _LARGEST for side in size):
+        raise ValueError(f"size is {size!r}, must be width and height, each a whole number from 64 to {_LARGEST}")
+    if suffix == ".mp4" and (size[0] % 2 or size[1] % 2):
+        raise ValueError(f"size is {size!r}, must be even numbers for .mp4")
+    if scene.seconds * fps > _LONGEST:
+        raise ValueError(
+            f"{path}: {scene.seconds:.6g} s at {fps:g} frames a second are more than {_LONGEST} frames: lower fps, "
+            "show shorter motions, or mend a frame time that is not in seconds"
+        )
+    check_drawing()
+    check_target(path.absolute())
+    return _ffmpeg()
 
 
 def _ffmpeg() -> str:

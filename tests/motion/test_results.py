@@ -164,7 +164,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(change, message
         ({"positions": np.zeros((3, FRAMES, 3), dtype=np.float32)}, r"^positions have shape \(3, 11, 3\), must be"),
         ({"positions": np.zeros((3, FRAMES, 3, 2), dtype=np.float32)}, r"^positions have shape \(3, 11, 3, 2\)"),
         ({"positions": np.zeros((3, 0, 3, 3), dtype=np.float32)}, r"^positions have shape \(3, 0, 3, 3\), .* 0$"),
-        ({"positions": np.full(SHAPE, np.nan, dtype=np.float32)}, r"^positions must be finite$"),
+        ({"positions": np.full(SHAPE, np.nan, dtype=np.float32)}, r"^positions must be finite and within 1e\+09$"),
+        ({"positions": np.full(SHAPE, -1.1e9, dtype=np.float32)}, r"^positions must be finite and within 1e\+09$"),
         ({"names": NAMES[:2]}, r"^2 names and 3 labels for 3 joints, 3 motions$"),
         ({"labels": ("a",)}, r"^3 names and 1 labels for 3 joints, 3 motions$"),
     ],
@@ -185,17 +186,19 @@ def test_nothing_to_write(change, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("error")
 def test_chunks_that_are_refused_count_as_not_given(tmp_path):
     results = _results(given=False, lengths=(FRAMES,))
     (motion,) = results.positions
     broken = motion.astype(np.float64)
-    broken[-1, -1, -1] = 1e300  # finite, but not in float32
+    broken[-1, -1, -1] = 1e300  # finite, but not in float32: that is said, and no warning of numpy's
     with _announce(tmp_path / "results.npz", results) as writer:
         for left in (FRAMES, 4):
             for bad, message in (
                 (motion[:, :2], r"^positions have shape \(11, 2, 3\), must be \(frames, 3, 3\)$"),
                 (motion[0], r"^positions have shape \(3, 3\), must be"),
-                (broken, r"^positions must be finite$"),
+                (broken, r"^positions must be finite and within 1e\+09$"),
+                (np.full_like(motion, np.nan), r"^positions must be finite and within 1e\+09$"),
                 (motion.repeat(2, axis=0), rf"^positions have 22 frames, but only {left} are left of the motion$"),
             ):
                 with pytest.raises(ValueError, match=message):
@@ -248,6 +251,7 @@ class _Trap:
         return (pytest.fail, ("it was unpickled",))
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -262,6 +266,8 @@ class _Trap:
         ("frame_time", _array(np.array(-1.0)), "frame_time is -1.0"),
         ("given", _array(np.ones((3, FRAMES, 3))), "given has dtype float64"),
         ("positions", _array(np.full(SHAPE, np.inf, dtype=np.float32)), "positions must be finite"),
+        ("positions", _array(np.full(SHAPE, 1e30, dtype=np.float32)), r"positions must be finite and within 1e\+09"),
+        ("positions", _array(np.full(SHAPE, 1e300)), r"positions must be finite and within 1e\+09"),
         ("positions", _array(np.zeros(SHAPE, dtype=np.int64)), "positions has dtype int64"),
         ("positions", _array(np.zeros(SHAPE, dtype=np.float32)) + b"x", "positions has more bytes than its shape"),
         ("positions", _array(np.zeros(SHAPE, dtype=np.float32))[:-1], "."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -69,6 +70,23 @@ def test_a_straight_way_is_followed_exactly_and_a_shaking_one_calmly() -> None:
     steps = math.sqrt(1 / (4 * math.sqrt(math.pi) * (_SMOOTH * FPS) ** 3))
     assert np.diff(targets, axis=0).std() < 1.5 * steps
     assert np.diff(shaking, axis=0).std() > 100 * steps
+
+
+def test_corners_are_looked_at_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = _boxes(FAR)
+    whole = camera_path(boxes, FPS, 16 / 9)
+    monkeypatch.setattr("sinmdm.view.camera._AT_ONCE", 16 * 7)  # seven frames
+    targets, distance = camera_path(boxes, FPS, 16 / 9)
+    np.testing.assert_allclose(targets, whole[0], rtol=0, atol=1e-12)
+    assert distance == pytest.approx(whole[1], rel=1e-14)
+    many = np.broadcast_to(_boxes(FAR)[:, :1].astype(np.float32), (90, 300, 2, 3)).copy()
+    tracemalloc.start()
+    try:
+        camera_path(many, FPS, 16 / 9)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < many.nbytes  # all corners alone are eight times as many bytes
 
 
 def test_one_point_has_no_distance() -> None:

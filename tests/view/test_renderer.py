@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -92,6 +93,23 @@ def test_nothing_is_cut_off() -> None:
             edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
             assert _orange(edge) == 0
             assert _orange(pixels) > (20 if follow is False else 200)  # from afar a figure is small
+
+
+def test_memory_is_some_60_bytes_for_each_character_and_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sinmdm.view.camera._AT_ONCE", 1 << 12)
+    scene = set_out([[_walk(str(number), seconds=0.5)] for number in range(4)])
+    _renderer(scene)  # which imports what draws
+    peaks = []
+    for frames in (2000, 4000):
+        times = [index / FPS for index in range(frames)]
+        tracemalloc.start()
+        try:
+            Renderer(scene, times, fps=FPS, size=(320, 180))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    each = (peaks[1] - peaks[0]) / (2000 * 4)
+    assert 24 < each < 60
 
 
 def test_a_shadow_lies_beneath(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,11 +61,11 @@ def test_a_folder_is_its_scene_else_its_results_else_its_clips(results, tmp_path
     assert [one.label for one in load_characters([folder]).characters] == ["a", "b"]
 
 
-def test_characters_together_stand_as_they_are(results, tmp_path):
+def test_characters_together_stand_as_they_are(results):
     path = results()
     stored = Results.read(path).positions
-    scene_file = tmp_path / "scene.json"
-    scene_file.write_text(json.dumps({"results": "made/results.npz", "together": True}))
+    scene_file = path.parent / "scene.json"
+    scene_file.write_text(json.dumps({"results": "results.npz", "together": True}))
     for scene in (load_characters([scene_file]), load_characters([path], together=True)):
         assert scene.together
         np.testing.assert_array_equal(scene.characters[0].positions, stored[0])
@@ -96,6 +96,7 @@ def test_labels_that_are_alike_are_told_apart(results):
         ("x.bvh", "HIERARCHY\n", r"x\.bvh"),
         ("x.npz", "PK", r"x\.npz: not a file of results"),
         ("x.json", "{", r"x\.json: not JSON"),
+        ("x.json", 100_000 * "[", r"x\.json: not JSON: .*recursion"),
         ("x.json", "[]", r'x\.json: no scene: it must be an object whose "results" names a file'),
         ("x.json", '{"results": "none.npz", "together": 1}', r'x\.json: "together" is 1, must be true or false'),
     ],
@@ -104,6 +105,27 @@ def test_bad_files_are_named(tmp_path, name, content, said):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=said):
         load_characters([tmp_path / name])
+
+
+@pytest.mark.parametrize("place", ["../made/{}", "./{}", "{folder}/{}", "..\\{}", "C:{}", "..", "."])
+def test_a_scene_opens_no_file_that_is_elsewhere(results, place):
+    path = results()
+    place = place.format(path.name, folder=path.parent)
+    (path.parent / "scene.json").write_text(json.dumps({"results": place}))
+    with pytest.raises(ValueError, match=r'scene\.json: "results" is .*, must be the plain name of a file beside it$'):
+        load_characters([path.parent])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", ["1e300", "1e30", "-2e9", "inf", "nan"])
+def test_clips_out_of_all_bounds_are_named(tmp_path, number):
+    path = tmp_path / "far.bvh"
+    walker(seconds=0.2).write(path)
+    lines = path.read_text().splitlines()
+    lines[-1] = " ".join([number, *lines[-1].split()[1:]])
+    path.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"far\.bvh"):
+        load_characters([path])
 
 
 def test_missing_and_empty(tmp_path):
@@ -169,6 +191,16 @@ def test_poses_between_frames(person):
     np.testing.assert_allclose(one.at(0.7 + 0.1)[0], one.positions[1], atol=1e-6)
     np.testing.assert_array_equal(one.at(0.8, loop=False)[0], one.positions[6])
     assert not person().at(0.1)[1].any()
+
+
+def test_boxes_are_those_of_the_poses(person, monkeypatch):
+    one = person(fps=10)
+    times = [-1.0, 0.0, 0.1, 0.25, 0.32, 0.65, 0.7, 9.0]
+    poses = [one.at(time, loop=False)[0] for time in times]
+    expected = np.array([(pose.min(axis=0), pose.max(axis=0)) for pose in poses])
+    np.testing.assert_array_equal(one.boxes(times), expected, strict=True)
+    monkeypatch.setattr("sinmdm.view.scene._AT_ONCE", 3)
+    np.testing.assert_array_equal(one.boxes(times), expected, strict=True)
 
 
 def test_a_lone_joint_has_a_size():

@@ -12,7 +12,7 @@ import pytest
 from shared_data import SHARED_DATA
 
 from sinmdm.motion import Clip, walker
-from sinmdm.view import Character, Scene, load_characters, set_out
+from sinmdm.view import Character, Scene, load_characters, set_out, strip
 from sinmdm.view.colours import GENERATED, GIVEN
 from sinmdm.view.strip import write_strip
 
@@ -123,6 +123,26 @@ def test_real_clips(name: str, tmp_path: Path) -> None:
         pytest.skip(f"{name} is not in {SHARED_DATA.name}/ beside the checkout")
     scene = load_characters([SHARED_DATA / name], given=[SHARED_DATA / name])
     assert _share(_drawn(tmp_path, scene), GIVEN) > 0.005
+
+
+def test_of_many_the_first_are_drawn_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strip, "ROWS", 2)
+    people = [_character(walker(seconds=1, seed=seed), str(seed)) for seed in range(3)]
+    two, three = (_drawn(tmp_path, Scene(tuple(some), True, (1.0,) * len(some))) for some in (people[:2], people))
+    more = len(three) - len(two)
+    assert more == pytest.approx(120 * strip._CAPTION, abs=1)
+    assert (three[-more:] < 0.9).any()
+    assert (three[-more:, : three.shape[1] // 6] < 0.9).any()
+    assert not (three[-more:, three.shape[1] // 2 :] < 0.9).any()
+    assert (two[:-20, :300] < 0.9).any()
+    assert np.abs(three[: -more - 20] - two[:-20]).mean() < 0.01  # the rows are those of two
+
+
+def test_a_picture_is_not_higher_than_can_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strip, "_MOST", 3000)
+    tall = np.array([[[0, 0, 0], [0, 9, 0]]], dtype=np.float32)
+    one = Character("tall", ("a", "b"), (-1, 0), tall, 0.1)
+    assert len(_drawn(tmp_path, _scene(one, one, one), poses=1)) == pytest.approx(3000, abs=1)
 
 
 def test_bad_calls_leave_nothing(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sinmdm.view import Character, Scene, set_out
 from sinmdm.view import video as module
 from sinmdm.view.colours import GENERATED, GIVEN, PAGE, rgb
 from sinmdm.view.renderer import Renderer
-from sinmdm.view.video import write_video
+from sinmdm.view.video import check_video, write_video
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="videos are encoded by the ffmpeg of imageio-ffmpeg")
 pytest.importorskip("PIL", reason="frames are drawn by Pillow")
@@ -188,6 +188,16 @@ def test_progress_is_shown_where_asked_for(scene: Scene, tmp_path: Path, capsys:
 def test_bad_arguments(name: str, options: dict[str, Any], message: str, scene: Scene, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         write_video(tmp_path / name, scene, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("frame_time", [33.0 * 1000, 1e300, 1e308])
+def test_more_frames_than_anyone_waits_for(frame_time: float, scene: Scene, tmp_path: Path) -> None:
+    slow = replace(scene, characters=tuple(replace(one, frame_time=frame_time) for one in scene.characters))
+    said = r"walk\.mp4: .* s at 10 frames a second are more than 100000 frames: .*mend a frame time"
+    for call in (write_video, check_video):
+        with pytest.raises(ValueError, match=said):
+            call(tmp_path / "walk.mp4", slow, fps=FPS, size=SIZE)
     assert list(tmp_path.iterdir()) == []
 
 
