@@ -197,9 +197,7 @@ class Run:
             ValueError: an argument that is not as above. OSError: a file cannot be written.
         """
         lengths = _lengths(frames, n)
-        suffix = ".bvh" if isinstance(self.layout, ClipLayout) else ".npy"
-        digits = max(2, len(str(n - 1)))
-        files = [Path(folder) / f"sample{index:0{digits}d}{suffix}" for index in range(n)]
+        files = sample_files(folder, n, self.layout)
         motions = self.features(frames, n, **options)
         with contextlib.ExitStack() as stack:
             results = None
@@ -286,19 +284,11 @@ class Run:
                     drawn = {"noise": _noise_of(batch, shape, seed, where)}
                 if len(set(own)) > 1:
                     drawn["lengths"] = torch.tensor(own)
-                try:
+                with named_out_of_memory(shape):
                     x = sample(
                         network, shape, self.schedule, device=where, graphs=self.graphs, on_step=report, **drawn,
                         **options,
                     ).mT.cpu()  # fmt: skip
-                except RuntimeError as error:
-                    if not _is_out_of_memory(error):
-                        raise
-                    size = 4 * math.prod(shape) / 1e9
-                    raise ValueError(
-                        f"frames and batch_size must fit in memory, got {shape[2]} and {len(batch)}: "
-                        f"{size:.1f} GB of features alone"
-                    ) from error
                 held |= {k: motion[:length] for k, motion, length in zip(batch, x, own, strict=True)}
                 while following in held:
                     yield held.pop(following)
@@ -376,6 +366,27 @@ def _noise_of(
 def default_batch(frames: int) -> int:
     """How many motions of so many frames are computed at once."""
     return max(1, min(DEFAULT_BATCH, DEFAULT_FRAMES // frames))
+
+
+def sample_files(folder: str | os.PathLike[str], n: int, layout: Layout) -> list[Path]:
+    """sample00.bvh (.npy where motions are arrays), sample01.bvh, ...: where n motions of a layout go."""
+    suffix = ".bvh" if isinstance(layout, ClipLayout) else ".npy"
+    digits = max(2, len(str(n - 1)))
+    return [Path(folder) / f"sample{index:0{digits}d}{suffix}" for index in range(n)]
+
+
+@contextlib.contextmanager
+def named_out_of_memory(shape: tuple[int, int, int]) -> Iterator[None]:
+    """Raise ValueError naming frames and batch_size where motions of `shape` (B, features, frames) do not fit."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        size = 4 * math.prod(shape) / 1e9
+        raise ValueError(
+            f"frames and batch_size must fit in memory, got {shape[2]} and {shape[0]}: {size:.1f} GB of features alone"
+        ) from error
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Protocol
 
 from tqdm import tqdm
@@ -74,11 +75,15 @@ def add_sampler(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--eta", type=share, help="of ddim: 0 (default) to 1, the share of fresh noise")
 
 
-def steps_bar(quiet: bool, description: str) -> tuple[tqdm, Callable[[int, int], None]]:
-    bar = tqdm(desc=description, unit="step", disable=quiet)
+def steps_bar(quiet: bool, description: str) -> tuple[AbstractContextManager[object], Callable[[int, int], None]]:
+    """A bar that appears with its first step, so that errors before it stand alone; and its `on_step`."""
+    shown = ExitStack()
+    bar: tqdm | None = None
 
     def on_step(done: int, total: int) -> None:
-        bar.total = total
+        nonlocal bar
+        if bar is None:
+            bar = shown.enter_context(tqdm(desc=description, unit="step", total=total, disable=quiet))
         bar.update(done - bar.n)
 
-    return bar, on_step
+    return shown, on_step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from .common import Command, add_common, add_device, add_sampler, count, positive, steps_bar
@@ -63,22 +63,6 @@ def _length(text: str) -> float:
 
 
 @contextlib.contextmanager
-def _told(quiet: bool, description: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield `on_step` of a bar that appears with the first step: errors before it stand alone."""
-    with contextlib.ExitStack() as shown:
-        follow: Callable[[int, int], None] | None = None
-
-        def on_step(done: int, total: int) -> None:
-            nonlocal follow
-            if follow is None:
-                bar, follow = steps_bar(quiet, description)
-                shown.enter_context(bar)
-            follow(done, total)
-
-        yield on_step
-
-
-@contextlib.contextmanager
 def _named_as_options() -> Iterator[None]:
     """Errors that begin with the name of an argument begin with that of its option."""
     names = {"n": "-n"} | {name: "--" + name.replace("_", "-") for name in _OPTIONS}
@@ -98,14 +82,16 @@ def _crowd(arguments: argparse.Namespace) -> None:
 
     run = load(arguments.run_folder)
     with filling(arguments.out) as folder:
-        with _named_as_options(), _told(arguments.quiet, "sampling") as on_step:
+        bar, on_step = steps_bar(arguments.quiet, "sampling")
+        with _named_as_options(), bar:
             crowd = make_crowd(
                 run, arguments.n, arguments.frames, layout=arguments.layout, facing=arguments.facing,
                 distance=arguments.distance, apart=arguments.apart, seed=arguments.seed or 0,
                 sampler=arguments.sampler, steps=arguments.steps, spacing=arguments.spacing, eta=arguments.eta,
                 batch_size=arguments.batch_size, device=arguments.device, on_step=on_step,
             )  # fmt: skip
-        with _told(arguments.quiet, "writing") as on_step:
+        bar, on_step = steps_bar(arguments.quiet, "writing")
+        with bar:
             crowd.write(folder, on_step=on_step)
     lengths = [len(clip) for clip in crowd.clips]
     frames = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"

@@ -278,9 +278,12 @@ def _sentence(report: dict[str, Any]) -> str:
     if report["arrival_error"] is not None:
         parts.append(f"places by {report['arrival_error']:.1g}")
     if seams := report.get("seams"):
-        rough = ", ".join(f"{seam['roughness'] or 0:.2f} at {seam['frame']}" for seam in seams)
+        rough = ", ".join(
+            f"{'-' if seam['roughness'] is None else format(seam['roughness'], '.2f')} at {seam['frame']}"
+            for seam in seams
+        )
         usual = [f"{name} {value:.2f}" for name, value in report.get("usual", {}).items() if value is not None]
-        parts.append(f"roughness of seams {rough} (usually: {', '.join(usual)})")
+        parts.append(f"roughness of seams {rough}" + (f" (usually: {', '.join(usual)})" if usual else ""))
     return f"{report['file']}: " + ("; ".join(parts) or "nothing was given")
 
 

@@ -278,7 +278,7 @@ def _of_skeleton(own: Clip, other: Clip) -> Clip:
     skeleton = own.skeleton
     if other.skeleton == skeleton or (other.names, other.parents) != (own.names, own.parents):
         return other
-    translations = torch.from_numpy(own.offsets).repeat(len(other), 1, 1)
+    translations = torch.tensor(own.offsets).repeat(len(other), 1, 1)
     translations[:, 0] = other.translations()[:, 0] * (skeleton.reach() / other.skeleton.reach())
     return Clip.from_motion(skeleton, other.rotations(), translations, other.frame_time)
 

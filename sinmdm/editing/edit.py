@@ -15,7 +15,7 @@ from ..diffusion import plan_steps, sample
 from ..diffusion.circular import Circular
 from ..kernels.philox import check_seed
 from ..motion import Clip, Layout, Motion
-from ..run import Run, default_batch, device_named
+from ..run import Run, default_batch, device_named, named_out_of_memory
 from .harmony import Harmony
 from .meeting import Meeting, Meets
 from .settling import Settling
@@ -170,12 +170,13 @@ def features(
         guide = None
         if edit.harmony is not None:
             guide = edit.harmony.guide(run.schedule, normalizer, seed=seed, first_sample=begin, count=count)
-        x = sample(
-            network, shape, run.schedule, seed=seed, device=where, first_sample=begin,
-            graphs=None if edit.circular else run.graphs,  # a circle's network is made for one call
-            on_step=report, variance=run.preset.variance, correct=correct if settling or meeting else None,
-            guide=guide, **blend, **options,
-        )  # fmt: skip
+        with named_out_of_memory(shape):
+            x = sample(
+                network, shape, run.schedule, seed=seed, device=where, first_sample=begin,
+                graphs=None if edit.circular else run.graphs,  # a circle's network is made for one call
+                on_step=report, variance=run.preset.variance, correct=correct if settling or meeting else None,
+                guide=guide, **blend, **options,
+            )  # fmt: skip
         raw = normalizer.invert(x.mT).cpu()
         # The normaliser's rounding would show in what was given: that is put back as it was.
         out += torch.where(edit.mask == 1, edit.known, raw)

@@ -53,7 +53,7 @@ class Meets:
 class _Gaps:
     """Stretches of frames, each with the sum that a path's steps must have in it."""
 
-    def __init__(self, meets: Meets, frames: int, circular: bool) -> None:
+    def __init__(self, meets: Meets, frames: int, circular: bool, device: torch.device) -> None:
         at, values, ties = meets.frames.tolist(), meets.values.double(), meets.ties
         self.total = torch.cat([values[:0], *(values[i + 1 : i + 2] - values[i : i + 1] for i in ties)])
         self.count = len(ties)
@@ -68,12 +68,12 @@ class _Gaps:
             owner[owner < 0], self.count = self.count, self.count + 1
             self.total = torch.cat([self.total, values[:1] - values[-1:]])
         owner[owner < 0] = self.count  # a last one that nobody looks at
-        self.owner, self.shape = owner, shape
+        self.total, self.owner, self.shape = (x.to(device) for x in (self.total, owner, shape))
 
     def sums(self, steps: Tensor) -> Tensor:
         """Steps (B, frames, k) to their sums (B, gaps, k) float64."""
         out = torch.zeros(len(steps), self.count + 1, steps.shape[-1], dtype=torch.float64, device=steps.device)
-        return out.index_add_(1, self.owner.to(steps.device), steps.double())[:, :-1]
+        return out.index_add_(1, self.owner, steps.double())[:, :-1]
 
 
 class Meeting:
@@ -95,7 +95,7 @@ class Meeting:
     ) -> None:  # fmt: skip
         self.known, self.mask, self.normalizer = known, mask, normalizer
         self.paths = list(paths)
-        self.gaps = [_Gaps(each, len(known), circular) for each in meets]
+        self.gaps = [_Gaps(each, len(known), circular, known.device) for each in meets]
         self._check()
 
     def __call__(self, predicted: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class Meeting:
     def _needed(self, path: Path, gaps: _Gaps, raw: Tensor) -> tuple[Tensor, Tensor]:
         """What the sums of raw features (B, frames, size) miss, and how far they go with extra steps of a gap's shape:
         both (B, gaps, k)."""
-        missing = gaps.total.to(raw.device) - gaps.sums(path.steps(raw))
+        missing = gaps.total - gaps.sums(path.steps(raw))
         if path.period is not None:
             missing = missing - path.period * (missing / path.period).round()
         return missing, self._reach(path, gaps, raw)
@@ -117,8 +117,8 @@ class Meeting:
     def _change(self, path: Path, gaps: _Gaps, raw: Tensor, missing: Tensor, reach: Tensor) -> Tensor:
         """The change of predictions that makes up for what is missing."""
         speed = torch.where(reach > 0, missing / reach.clamp_min(1e-9), 0.0)
-        speed = torch.cat([speed, torch.zeros_like(speed[:, :1])], 1)[:, gaps.owner.to(raw.device)]
-        extra = (speed * gaps.shape.to(raw.device)[:, None]).to(raw.dtype)
+        speed = torch.cat([speed, torch.zeros_like(speed[:, :1])], 1)[:, gaps.owner]
+        extra = (speed * gaps.shape[:, None]).to(raw.dtype)
         return path.change(raw, extra) / self.normalizer.std
 
     def _blended(self, predicted: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class Meeting:
                 continue
             raw = self._blended(predicted)
             missing, reach = self._needed(path, gaps, raw)
-            stuck = (reach <= 0) & (missing.abs() > 1e-3 * (1 + gaps.total.abs().to(raw.device)))
+            stuck = (reach <= 0) & (missing.abs() > 1e-3 * (1 + gaps.total.abs()))
             if bool(stuck.any()):
                 gap = int(stuck[0].any(-1).nonzero()[0, 0])
                 frames = (gaps.owner == gap).nonzero().flatten()

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..motion import RESULTS, Clip, Results, write_motion
-from ..run import Run, write_text
+from ..motion import RESULTS, Results, write_motion
+from ..run import Run, sample_files, write_text
 from .edit import Edit, decoded, features
 from .report import report
 
@@ -42,12 +42,9 @@ def write_edit(
     Raises:
         ValueError: an argument that is not as above. OSError: a file cannot be written.
     """
-    suffix = ".bvh" if isinstance(run.motion, Clip) else ".npy"
-    digits = max(2, len(str(n - 1)))
     reports, places = [], []
-    for index, x in enumerate(features(run, edit, n, seed=seed, **options)):
+    for file, x in zip(sample_files(folder, n, edit.layout), features(run, edit, n, seed=seed, **options), strict=True):
         motion = decoded(edit, x)
-        file = folder / f"sample{index:0{digits}d}{suffix}"
         write_motion(file, motion)
         reports.append({"file": file.name, **report(edit, x, motion, run.motion)})
         if edit.layout.hierarchy is not None:

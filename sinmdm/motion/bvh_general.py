@@ -83,7 +83,7 @@ class GeneralLayout(PublishedLayout):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        return (absolute_path(torch.tensor([0, 2])),)
+        return (absolute_path(slice(0, 3, 2)),)
 
     @property
     def groups(self) -> tuple[Group, ...]:

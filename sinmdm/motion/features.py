@@ -242,7 +242,7 @@ class SkeletonLayout(ClipLayout):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        return (path_of(torch.tensor([0, 1]), self.begin),)
+        return (path_of(self.groups[0], self.begin),)
 
     def starting(self, motion: Motion) -> SkeletonLayout:
         x, _, z = self._fitting(motion).slice(0, 1).translations()[0, 0].tolist()

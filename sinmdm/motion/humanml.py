@@ -19,7 +19,7 @@ from torch import Tensor
 from .features import ArrayLayout, Layout, Motion, interpolate, interpolate_steps, travelling
 from .files import holds_objects, load_npy, write_motion
 from .normalizer import Normalizer
-from .paths import Path
+from .paths import Path, change_in
 from .rotations import orthonormal_6d
 
 SIZE = 263
@@ -98,7 +98,7 @@ class HumanMLLayout(Layout):
         """The heading, in radians about +y, and the way over the ground, which all joints go along."""
         heading = Path(
             steps=lambda x: -2 * x[..., _TURN].roll(1, -2),
-            change=lambda x, extra: _changed(x, _TURN, -extra.roll(-1, -2) / 2),
+            change=lambda x, extra: change_in(x, _TURN, -extra.roll(-1, -2) / 2),
             begin=torch.zeros(1, dtype=torch.float64),
             features=torch.arange(_TURN.start, _TURN.stop),
             period=2 * np.pi,
@@ -110,7 +110,7 @@ class HumanMLLayout(Layout):
             return _turned(vectors, angle.cos().to(vectors), angle.sin().to(vectors))
 
         def change(x: Tensor, extra: Tensor) -> Tensor:
-            out = _changed(x, _WAY, turned(x, extra, -1).roll(-1, -2))
+            out = change_in(x, _WAY, turned(x, extra, -1).roll(-1, -2))
             for axis, along in zip((0, 2), turned(x, extra.roll(-1, -2), -1).unbind(-1), strict=True):
                 out[..., _VELOCITIES.start + axis : _VELOCITIES.stop : 3] = along[..., None].to(x)
             return out
@@ -280,13 +280,6 @@ def _unlike_raw(features: Tensor) -> str | None:
         return f"a foot contact of {contacts[off.argmax()].item():.3g}, where raw ones are 0 or 1"
     lowest = features[:, _HEIGHT].amin().item()
     return f"a root at height {lowest:.3g}, where raw ones are positive" if lowest <= 0 else None
-
-
-def _changed(features: Tensor, group: slice, change: Tensor) -> Tensor:
-    """Zeros like features, and the change in a group."""
-    out = torch.zeros_like(features)
-    out[..., group] = change.to(features)
-    return out
 
 
 def _turned(vectors: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

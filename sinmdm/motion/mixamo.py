@@ -139,7 +139,7 @@ class MixamoLayout(PublishedLayout):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        return (path_of(torch.arange(self._root.start, self._root.stop, 2), self.begin),)
+        return (path_of(self._velocity, self.begin),)
 
     @property
     def unit(self) -> float:

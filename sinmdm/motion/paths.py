@@ -40,32 +40,34 @@ class Path:
         return steps.cumsum(-2)
 
 
-def absolute_path(features: Tensor) -> Path:
-    """The way over the ground of a layout with features (2,) that are the root's x and z in each frame."""
+def absolute_path(ground: slice) -> Path:
+    """The way over the ground of a layout with two features that are the root's x and z in each frame."""
 
     def steps(x: Tensor) -> Tensor:
-        places = x[..., features.to(x.device)]
-        return places - places.roll(1, -2)
+        return x[..., ground] - x[..., ground].roll(1, -2)
 
     def change(x: Tensor, extra: Tensor) -> Tensor:
-        changed = torch.zeros_like(x)
-        changed[..., features.to(x.device)] = extra.to(x).cumsum(-2)
-        return changed
+        return change_in(x, ground, extra.cumsum(-2))
 
-    return Path(steps, change, torch.zeros(2, dtype=torch.float64), features, absolute=True)
+    return Path(steps, change, torch.zeros(2, dtype=torch.float64), _indices(ground), absolute=True)
 
 
-def path_of(features: Tensor, begin: tuple[float, float]) -> Path:
-    """The way over the ground of a layout with features (2,) that are themselves its steps along x and z."""
-
-    def change(x: Tensor, extra: Tensor) -> Tensor:
-        changed = torch.zeros_like(x)
-        changed[..., features.to(x.device)] = extra.to(x)
-        return changed
-
+def path_of(ground: slice, begin: tuple[float, float]) -> Path:
+    """The way over the ground of a layout with two features that are themselves its steps along x and z."""
     return Path(
-        steps=lambda x: x[..., features.to(x.device)],
-        change=change,
+        steps=lambda x: x[..., ground],
+        change=lambda x, extra: change_in(x, ground, extra),
         begin=torch.tensor(begin, dtype=torch.float64),
-        features=features,
+        features=_indices(ground),
     )
+
+
+def change_in(x: Tensor, where: slice, values: Tensor) -> Tensor:
+    """A change of features (..., size) like x: the values in some of them, and zeros elsewhere."""
+    out = torch.zeros_like(x)
+    out[..., where] = values.to(x)
+    return out
+
+
+def _indices(where: slice) -> Tensor:
+    return torch.arange(where.start, where.stop, where.step or 1)

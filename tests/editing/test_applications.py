@@ -420,6 +420,16 @@ class TestApply:
         with pytest.raises(EditError, match="joints must be a list of names, got 'Hips'"):
             editing.compose(people["sinmdm"], generate="Hips")
 
+    def test_too_much_for_the_memory_is_named(self, people: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+        from sinmdm.editing import edit as module
+
+        def full(*_: object, **__: object) -> Tensor:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate much")
+
+        monkeypatch.setattr(module, "sample", full)
+        with pytest.raises(ValueError, match="frames and batch_size must fit in memory, got 9 and 3"):
+            editing.apply(people["sinmdm"], editing.loop(people["sinmdm"], 9), 3)
+
     def test_zero_motions_are_refused(self, people: dict[str, Run]) -> None:
         with pytest.raises(ValueError, match="n must be"):
             editing.apply(people["sinmdm"], editing.loop(people["sinmdm"], 9), 0)

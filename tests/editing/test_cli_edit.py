@@ -12,6 +12,7 @@ import torch
 
 from sinmdm import editing
 from sinmdm.cli import _parser, main
+from sinmdm.cli.edit import _sentence
 from sinmdm.editing import Edit
 from sinmdm.motion import Clip, Results, walker
 from sinmdm.run import load
@@ -202,3 +203,20 @@ def test_a_folder_in_use_is_refused(run: Path, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "keep.txt").write_text("x")
     assert main(["edit", str(run), "loop", "--length", "9", "--out", str(tmp_path), *FAST]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [("sample", "--frames", "5"), ("edit", "loop", "--length", "9"), ("crowd", "-n", "2", "--frames", "5")]
+)
+def test_an_error_before_the_first_step_stands_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    command, *rest = arguments
+    assert main([command, str(run), *rest, "--steps", "999999", "--out", str(tmp_path / "out")]) == 2  # not --quiet
+    assert capsys.readouterr().err.startswith("sinmdm: error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_seam_without_a_measure_has_no_number() -> None:
+    report = {"file": "a.bvh", "kept_error": 0.0, "arrival_error": None, "seams": [{"frame": 7, "roughness": None}]}
+    assert _sentence(report) == "a.bvh: given parts off by 0; roughness of seams - at 7"

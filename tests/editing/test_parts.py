@@ -37,7 +37,7 @@ def _turning() -> Path:
 
 class TestMeeting:
     def _met(self, meets: Meets, mask: Tensor, known: Tensor, predicted: Tensor, **options: Any) -> Tensor:
-        path = path_of(torch.tensor([0, 1]), (0.0, 0.0))
+        path = path_of(slice(0, 2), (0.0, 0.0))
         meeting = Meeting([path], [meets], known, mask, IDENTITY, **options)
         corrected = meeting(predicted)
         assert torch.equal(corrected[..., 2], predicted[..., 2])
@@ -72,7 +72,7 @@ class TestMeeting:
         assert float(met[0, 1:, 0].sum()) == pytest.approx(0.5, abs=1e-5)
 
     def test_what_is_given_and_leads_elsewhere_is_refused(self) -> None:
-        path = path_of(torch.tensor([0, 1]), (0.0, 0.0))
+        path = path_of(slice(0, 2), (0.0, 0.0))
         known, mask = torch.ones(10, 3), torch.zeros(10, 3)
         mask[2:7] = 1
         Meeting([path], [Meets(torch.tensor([2, 6]), torch.tensor([[0.0, 0.0], [4.0, 4.0]]))], known, mask, IDENTITY)
